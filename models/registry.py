@@ -1,0 +1,28 @@
+"""Which predictors exist. Import strings, so that editing one model makes no other stale and nothing is imported before it is used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+FIELD_MODELS = {
+    "scent": "models.scent:Scent",
+}
+
+BASELINES = {
+    "persistence": "models.baselines.persistence:Persistence",
+    "climatology": "models.baselines.climatology:Climatology",
+    "inverse_distance": "models.baselines.inverse_distance:InverseDistance",
+    "kriging": "models.baselines.kriging:Kriging",
+    "ridge": "models.baselines.ridge:RidgePropagator",
+    "boosting": "models.baselines.boosting:Boosting",
+}
+
+
+def load(name: str) -> Any:
+    """The module that holds a predictor: its class under the registered name, its frozen pydantic settings under `Config`."""
+    known = {**FIELD_MODELS, **BASELINES}
+    if name not in known:
+        raise ValueError(f"unknown model {name!r}: expected one of {', '.join(sorted(known))}")
+    module, _, attribute = known[name].partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,175 @@
+"""The sensor dataset contract: trajectories of frames of observations, ragged, in one Zarr v3 group.
+
+    obs/position (O,D)   obs/value (O,C)   obs/covariate (O,F)   obs/sensor (O,) index of a fixed sensor, -1 for a moving one
+    frame/obs_start (M+1,)   frame/time (M,) in `info.time_unit`   frame/split (M,) 0 train 1 validation 2 test -1 gap
+    trajectory/frame_start (R+1,)
+    sensor/position (K,D)   sensor/role (K,) 0 context 1 validation 2 test   [fixed sensors only]
+    truth/value (M,P,C)   truth/position (P,D)   [dense truth on P points, where it exists; truth/shape gives the grid (y, x)]
+    cases/frame (J,) last context frame of each frozen evaluation case   cases/split (J,) 1 | 2   cases/block (J,) bootstrap block
+
+Rows are sorted by frame, so a window of consecutive frames is one slice. Observations are those a model may see as context plus, for
+fixed sensors of role 1 and 2, those held out for scoring. Only valid observations are stored: absent means missing.
+Values, positions are physical (`info` says how to scale them); a moving sensor's role is always context.
+Group attributes: `info` (models.contract.DatasetInfo as JSON), `recipe` (params of subsample), `inputs` (hashes).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+import zarr.codecs
+
+from models.contract import DatasetInfo
+
+TRAIN, VALIDATION, TEST, GAP = 0, 1, 2, -1
+SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+CONTEXT, HELD_VALIDATION, HELD_TEST = 0, 1, 2
+
+_REQUIRED = {
+    "obs/position": "f4",
+    "obs/value": "f4",
+    "obs/covariate": "f4",
+    "obs/sensor": "i4",
+    "frame/obs_start": "i8",
+    "frame/time": "f8",
+    "frame/split": "i1",
+    "trajectory/frame_start": "i8",
+    "cases/frame": "i8",
+    "cases/split": "i1",
+    "cases/block": "i4",
+}
+_OPTIONAL = {
+    "sensor/position": "f4",
+    "sensor/role": "i1",
+    "truth/value": "f4",
+    "truth/position": "f4",
+    "truth/shape": "i8",
+}
+# Arrays that grow with the data stay lazy above this size; the rest always fits.
+_IN_MEMORY_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class SensorDataset:
+    """An open sensor dataset. Small arrays are NumPy, `truth/value` above 1 GiB stays a lazy Zarr array with the same slicing."""
+
+    info: DatasetInfo
+    arrays: Mapping[str, Any]
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arrays[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.arrays
+
+    @property
+    def n_frames(self) -> int:
+        return len(self.arrays["frame/time"])
+
+    @property
+    def has_truth(self) -> bool:
+        return "truth/value" in self.arrays
+
+    def trajectory_of(self, frame: np.ndarray) -> np.ndarray:
+        """Index of the trajectory each frame belongs to."""
+        return np.searchsorted(self.arrays["trajectory/frame_start"], frame, side="right") - 1
+
+
+def write(path: Path, dataset: SensorDataset) -> None:
+    """Write a dataset; the same dataset gives the same bytes. `path` should be a temporary path (pipeline/atomic.py)."""
+    problems = check(dataset)
+    if problems:
+        raise ValueError(f"{path} would break the sensor dataset contract:\n  " + "\n  ".join(problems))
+    root = zarr.create_group(path, zarr_format=3, overwrite=True)
+    root.attrs.update({"info": dataset.info.to_json(), "recipe": dict(dataset.recipe), "inputs": dict(dataset.inputs)})
+    for name, kind in {**_REQUIRED, **_OPTIONAL}.items():
+        if name in dataset.arrays:
+            array = np.ascontiguousarray(dataset.arrays[name], dtype=kind)
+            root.create_array(name, data=array, chunks=_chunks(array), compressors=zarr.codecs.ZstdCodec(level=3))
+
+
+def _chunks(array: np.ndarray) -> tuple[int, ...]:
+    """About 16 MiB a chunk along the first axis: few files, and a window touches one or two of them."""
+    row = max(1, array[:1].nbytes)
+    return (max(1, min(len(array), (16 << 20) // row)), *array.shape[1:])
+
+
+def read(path: Path) -> SensorDataset:
+    """Open and check a dataset."""
+    try:
+        root = zarr.open_group(path, mode="r")
+    except FileNotFoundError:
+        raise ValueError(f"{path} is not a Zarr group: run the subsample stage first") from None
+    missing = [name for name in _REQUIRED if name not in root]
+    if missing or "info" not in root.attrs:
+        raise ValueError(f"{path} is not a sensor dataset: missing {', '.join(missing) or 'the info attribute'}")
+    arrays: dict[str, Any] = {}
+    for name in (*_REQUIRED, *_OPTIONAL):
+        if name in root:
+            array = root[name]
+            arrays[name] = array if array.nbytes > _IN_MEMORY_BYTES else array[...]
+    info = DatasetInfo.from_json(json.loads(json.dumps(root.attrs["info"])))
+    dataset = SensorDataset(info, arrays, dict(root.attrs["recipe"]), dict(root.attrs["inputs"]))
+    problems = check(dataset)
+    if problems:
+        raise ValueError(f"{path} breaks the sensor dataset contract:\n  " + "\n  ".join(problems))
+    return dataset
+
+
+def check(dataset: SensorDataset) -> list[str]:
+    """Every way in which a dataset breaks the contract."""
+    a, info = dataset.arrays, dataset.info
+    problems = [f"{name} is missing" for name in _REQUIRED if name not in a]
+    if problems:
+        return problems
+    n_obs, n_frames = len(a["obs/value"]), len(a["frame/time"])
+    expected = {
+        "obs/position": (n_obs, len(info.space)),
+        "obs/value": (n_obs, len(info.variables)),
+        "obs/covariate": (n_obs, len(info.context_covariates)),
+        "obs/sensor": (n_obs,),
+        "frame/obs_start": (n_frames + 1,),
+        "frame/split": (n_frames,),
+    }
+    if dataset.has_truth:
+        expected["truth/value"] = (n_frames, len(a["truth/position"]), len(info.variables))
+    for name, shape in expected.items():
+        if tuple(a[name].shape) != shape:
+            problems.append(f"{name} has shape {tuple(a[name].shape)}, expected {shape}")
+    for name, last in (("frame/obs_start", n_obs), ("trajectory/frame_start", n_frames)):
+        start = np.asarray(a[name])
+        if start[0] != 0 or start[-1] != last or (np.diff(start) < 0).any():
+            problems.append(f"{name} must rise from 0 to {last}, found {start[0]}..{start[-1]}")
+    if problems:
+        return problems
+    for name in ("obs/position", "obs/value", "obs/covariate"):
+        bad = ~np.isfinite(a[name]).all(axis=1)
+        if bad.any():
+            problems.append(f"{name}: {int(bad.sum())} rows are not finite, first {int(bad.argmax())}; absent observations are left out")
+    starts = np.asarray(a["trajectory/frame_start"])[1:-1]
+    steps = np.diff(a["frame/time"])
+    inside = np.ones(len(steps), bool)
+    inside[starts[(starts > 0) & (starts <= len(steps))] - 1] = False
+    if (steps[inside] <= 0).any():
+        problems.append(f"frame/time does not increase inside a trajectory, first at frame {int(np.argmax((steps <= 0) & inside)) + 1}")
+    if info.n_sensors and ("sensor/role" not in a or len(a["sensor/role"]) != info.n_sensors):
+        problems.append(
+            f"info.n_sensors is {info.n_sensors}, but sensor/role has {len(a['sensor/role']) if 'sensor/role' in a else 0} rows"
+        )
+    if n_obs and (a["obs/sensor"].max(initial=-1) >= info.n_sensors or a["obs/sensor"].min(initial=0) < -1):
+        problems.append(f"obs/sensor must lie in -1..{info.n_sensors - 1}")
+    if not (np.asarray(a["frame/split"]) == TRAIN).any():
+        problems.append("frame/split has no training frame")
+    if len(a["cases/frame"]) and (a["cases/frame"].min() < 0 or a["cases/frame"].max() >= n_frames):
+        problems.append(f"cases/frame must lie in 0..{n_frames - 1}")
+    if min(info.std, default=1) <= 0:
+        problems.append(f"info.std must be positive, found {info.std}: is the training split constant?")
+    return problems
