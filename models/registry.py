@@ -20,7 +20,7 @@ BASELINES = {
 
 
 def load(name: str) -> Any:
-    """The module that holds a predictor: its class under the registered name, its frozen pydantic settings under `Config`."""
+    """The class of a predictor, built as `cls(config, info)`; its frozen pydantic settings are `cls.Config`."""
     known = {**FIELD_MODELS, **BASELINES}
     if name not in known:
         raise ValueError(f"unknown model {name!r}: expected one of {', '.join(sorted(known))}")
