@@ -1,0 +1,367 @@
+"""From a sensor dataset to batches: gathered by row number, padded to the longest frame of the batch, in model units.
+
+A *window* is `context_frames` consecutive frames that end at its frame, and leads counted from there. Training windows lie
+inside one trajectory and one split as a whole. An evaluation case may look back into the gap or an earlier split, since the past
+is known when a forecast is made; its answers never leave their split.
+
+Context: what moving sensors and fixed sensors of role 0 reported. Held-out sensors are never in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from models.contract import DatasetInfo, FieldBatch, Frames
+from pipeline.params import Section
+from pipeline.sensors import CONTEXT, SPLITS, SensorDataset
+
+QUERY_COVARIATES = ("hour_sin", "hour_cos", "doy_sin", "doy_cos")
+CONTEXT_SENSOR, HELD_SENSOR, GRID_POINT = 0, 1, 2
+
+
+class Windows(Section):
+    """How training windows are drawn; part of the params of train and baselines."""
+
+    context_frames: int = Field(1, ge=1)
+    max_lead: int = Field(ge=0)  # frames; leads are drawn from 0..max_lead
+    batch: int = Field(ge=1)
+    query_frames: int = Field(1, ge=1)  # leads a sample is asked for
+    query_points: int | None = Field(None, ge=1)  # points drawn from the dense truth; None: what the sensors reported
+    drop: float = Field(0.0, ge=0, lt=1)  # share of context observations hidden at random
+    hide: int = Field(0, ge=0)  # up to so many whole fixed sensors hidden from the context, and asked for
+    trajectories: int | None = Field(None, ge=1)  # distinct trajectories in a batch, each with batch / trajectories windows
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> Windows:
+        if self.trajectories and self.batch % self.trajectories:
+            raise ValueError(f"batch {self.batch} is not a multiple of trajectories {self.trajectories}")
+        return self
+
+
+class TrainingBatches:
+    """An endless sequence of training batches; number `step` depends on (seed, step) alone, so a resumed run sees what it would have seen.
+
+    Questions: the role-0 fixed sensors; or, with `query_points`, that many grid points of the dense truth, the same for the whole
+    batch; or, where all context sensors move, what they reported. Windows of one trajectory lie side by side in the batch.
+    """
+
+    def __init__(self, dataset: SensorDataset, windows: Windows, seed: int, split: str = "train") -> None:
+        self.windows, self.seed = windows, seed
+        self._rows = _Rows(dataset)
+        if windows.query_points is not None and not dataset.has_truth:
+            raise ValueError(f"query_points is {windows.query_points}, but {dataset.info.name} has no dense truth: leave it out")
+        if windows.query_points is not None and windows.query_points > len(dataset["truth/position"]):
+            raise ValueError(f"query_points is {windows.query_points}, but the truth has only {len(dataset['truth/position'])} points")
+        if windows.hide and windows.hide >= len(self._rows.context_sensors):
+            raise ValueError(f"hide is {windows.hide}, but {dataset.info.name} has {len(self._rows.context_sensors)} fixed context sensors")
+        self._anchors = anchors(dataset, split, windows.context_frames, windows.max_lead)
+        if not len(self._anchors):
+            needed = windows.context_frames + windows.max_lead
+            raise ValueError(f"{dataset.info.name}: no {split} window fits: {needed} consecutive frames are needed in one trajectory")
+        owner = dataset.trajectory_of(self._anchors)
+        self._first = np.flatnonzero(np.diff(owner, prepend=-1))  # first anchor of each trajectory that has one
+        self._count = np.diff(np.append(self._first, len(owner)))
+
+    def __getitem__(self, step: int) -> FieldBatch:
+        w, rng = self.windows, np.random.Generator(np.random.Philox(key=[self.seed, step]))
+        if w.trajectories:
+            groups = rng.choice(len(self._first), w.trajectories, replace=w.trajectories > len(self._first))
+            groups = np.repeat(groups, w.batch // w.trajectories)
+            chosen = self._first[groups] + rng.integers(0, self._count[groups])
+        else:
+            chosen = rng.integers(0, len(self._anchors), w.batch)
+        frame = self._anchors[chosen]
+        leads = rng.permuted(np.broadcast_to(np.arange(w.max_lead + 1), (w.batch, w.max_lead + 1)), axis=1)[:, : w.query_frames]
+        if w.query_frames > w.max_lead + 1:  # more questions than leads: repeat some
+            leads = rng.integers(0, w.max_lead + 1, (w.batch, w.query_frames))
+        hidden = self._hidden(rng)
+        context = self._rows.context(frame, w.context_frames, hidden, w.drop, rng)
+        return FieldBatch(context, self._query(frame[:, None] + np.sort(leads, axis=1), rng))
+
+    def _hidden(self, rng: np.random.Generator) -> np.ndarray | None:
+        """[B,K] True where a fixed sensor is hidden for the whole window."""
+        if not self.windows.hide:
+            return None
+        eligible = self._rows.context_sensors
+        order = rng.random((self.windows.batch, len(eligible))).argsort(axis=1).argsort(axis=1)
+        hidden = np.zeros((self.windows.batch, self._rows.n_sensors), bool)
+        hidden[:, eligible] = order < rng.integers(0, self.windows.hide + 1, (self.windows.batch, 1))
+        return hidden
+
+    def _query(self, frames: np.ndarray, rng: np.random.Generator) -> Frames:
+        rows, known = self._rows, np.ones(frames.shape, bool)
+        if self.windows.query_points is not None:
+            points = np.sort(rng.choice(len(rows.dataset["truth/position"]), self.windows.query_points, replace=False))
+            return rows.truth(frames, known, points)
+        if len(rows.context_sensors):
+            return rows.fixed(frames, known, rows.context_sensors)
+        return rows.reported(frames)
+
+
+@dataclass(frozen=True)
+class CaseBatch:
+    """Some of the frozen evaluation cases of a dataset, NumPy beside the torch batch."""
+
+    batch: FieldBatch  # query.value is the truth in model units, mask False where it is unknown
+    index: np.ndarray  # [B] number of the case in the dataset
+    block: np.ndarray  # [B] bootstrap block
+    kind: np.ndarray  # [B,Q] int8: 0 context sensor, 1 held-out sensor, 2 grid point
+    distance: np.ndarray  # [B,Q] to the nearest context observation of the last context frame, info.position_unit; inf where there is none
+    leads: tuple[int, ...]  # [S] frames
+
+
+def cases(dataset: SensorDataset, split: str, context_frames: int, leads: Sequence[int], batch: int) -> Iterator[CaseBatch]:
+    """The frozen cases of a split in the order stored. The questions are the same for every model: all points of the dense
+    truth where there is one, else all fixed sensors. Leads that end outside the trajectory or the split are masked out."""
+    if not leads or min(leads) < 0:
+        raise ValueError(f"leads must be frames >= 0 and at least one, found {list(leads)}")
+    rows = _Rows(dataset)
+    number = np.flatnonzero(np.asarray(dataset["cases/split"]) == SPLITS[split])
+    if not len(number):
+        raise ValueError(f"{dataset.info.name} has no {split} case: subsample made none; lower its `stride` or enlarge the split")
+    if not dataset.has_truth and not rows.n_sensors:
+        raise ValueError(f"{dataset.info.name} has neither dense truth nor a fixed sensor: there is nothing to score against")
+    role = np.asarray(dataset["sensor/role"]) if rows.n_sensors else np.zeros(0, int)
+    kind = (
+        np.full(len(dataset["truth/position"]), GRID_POINT) if dataset.has_truth else np.where(role == CONTEXT, CONTEXT_SENSOR, HELD_SENSOR)
+    )
+    for start in range(0, len(number), batch):
+        index = number[start : start + batch]
+        frame = np.asarray(dataset["cases/frame"])[index]
+        target = frame[:, None] + np.asarray(leads)
+        inside = np.clip(target, 0, dataset.n_frames - 1)
+        known = (target == inside) & (dataset.trajectory_of(inside) == dataset.trajectory_of(frame)[:, None])
+        known &= np.asarray(dataset["frame/split"])[inside] == SPLITS[split]
+        context = rows.context(frame, context_frames)
+        query = rows.truth(target, known, None, frame) if dataset.has_truth else rows.fixed(target, known, np.arange(rows.n_sensors), frame)
+        yield CaseBatch(
+            batch=FieldBatch(context, query),
+            index=index,
+            block=np.asarray(dataset["cases/block"])[index],
+            kind=np.broadcast_to(kind.astype(np.int8), (len(index), len(kind))),
+            distance=distance(dataset.info, context, query.position[:, 0]),
+            leads=tuple(leads),
+        )
+
+
+def at_points(dataset: SensorDataset, frame: int, context_frames: int, position: np.ndarray, leads: Sequence[int]) -> FieldBatch:
+    """One window that ends at `frame`, asked at `position` [P,D] (physical units of info.position_unit); answers are not known."""
+    rows, info = _Rows(dataset), dataset.info
+    if not 0 <= frame < dataset.n_frames:
+        raise ValueError(f"frame {frame} is outside 0..{dataset.n_frames - 1} of {info.name}")
+    if position.ndim != 2 or position.shape[1] != len(info.space):
+        raise ValueError(f"position must be [P,{len(info.space)}], found {position.shape}")
+    anchor = np.array([frame])
+    target = anchor[:, None] + np.asarray(leads)
+    shape = (1, len(leads), len(position))
+    time = rows.time(target, anchor)
+    query = Frames(
+        position=_tensor(np.broadcast_to(_model_position(info, position), (*shape, len(info.space)))),
+        mask=torch.ones(shape, dtype=torch.bool),
+        time=_tensor(time),
+        covariate=_query_covariate(info, time, len(position)),
+        sensor=torch.full(shape, -1, dtype=torch.int64),
+    )
+    return FieldBatch(rows.context(anchor, context_frames), query)
+
+
+def anchors(dataset: SensorDataset, split: str, context_frames: int, max_lead: int) -> np.ndarray:
+    """Frames at which a window ends whose context and all leads 0..max_lead lie in one trajectory and one split."""
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
+    inside = np.asarray(dataset["frame/split"]) == SPLITS[split]
+    owner = dataset.trajectory_of(np.arange(dataset.n_frames))
+    # A stretch is a run of frames of one trajectory inside the split; a window fits where its ends lie in the same stretch.
+    change = np.flatnonzero(np.diff(owner) | (np.diff(inside.astype(int)) != 0)) + 1
+    stretch = np.zeros(dataset.n_frames, np.int64)
+    stretch[change] = 1
+    stretch = np.cumsum(stretch)
+    frame = np.arange(context_frames - 1, dataset.n_frames - max_lead)
+    return frame[inside[frame] & (stretch[frame - context_frames + 1] == stretch[frame + max_lead])]
+
+
+def distance(info: DatasetInfo, context: Frames, position: Tensor) -> np.ndarray:
+    """Distance [B,Q] from model positions [B,Q,D] to the nearest observation of the last context frame, in info.position_unit."""
+    out = np.full(position.shape[:2], np.inf)
+    for b, (seen, asked) in enumerate(zip(context.position[:, -1], position, strict=True)):
+        near = seen[context.mask[b, -1]].double().numpy()
+        if len(near):
+            wrap = (lambda p: np.mod(p + 1.0, 2.0)) if info.period else (lambda p: p)
+            out[b] = cKDTree(wrap(near), boxsize=info.period).query(wrap(asked.double().numpy()))[0]
+    return out * info.half_extent
+
+
+class _Rows:
+    """Gathers rows of a dataset for windows, without a Python loop over observations."""
+
+    def __init__(self, dataset: SensorDataset) -> None:
+        self.dataset, self.info = dataset, dataset.info
+        self.n_sensors = dataset.info.n_sensors
+        self._start = np.asarray(dataset["frame/obs_start"])
+        self._time = np.asarray(dataset["frame/time"], dtype=np.float64)
+        self._bounds = np.asarray(dataset["trajectory/frame_start"])
+        role = np.asarray(dataset["sensor/role"]) if self.n_sensors else np.zeros(0, np.int8)
+        self.context_sensors = np.flatnonzero(role == CONTEXT)
+        self._visible: np.ndarray | None = None  # row numbers a model may see, None: all
+        self._visible_start = self._start
+        if (role != CONTEXT).any():
+            sensor = np.asarray(dataset["obs/sensor"][...])
+            seen = (sensor < 0) | (role[sensor] == CONTEXT)
+            self._visible = np.flatnonzero(seen)
+            self._visible_start = np.concatenate([[0], np.cumsum(seen)])[self._start]
+
+    def time(self, frames: np.ndarray, anchor: np.ndarray) -> np.ndarray:
+        """Time [B,S] of frames, carried on at the nominal step where they lie outside the trajectory of anchor [B]."""
+        owner = self.dataset.trajectory_of(anchor)
+        inside = np.clip(frames, self._bounds[owner][:, None], self._bounds[owner + 1][:, None] - 1)
+        return self._time[inside] + (frames - inside) * self.info.step
+
+    def context(
+        self,
+        anchor: np.ndarray,
+        context_frames: int,
+        hidden: np.ndarray | None = None,
+        drop: float = 0.0,
+        rng: np.random.Generator | None = None,
+    ) -> Frames:
+        """What could be seen in the frames [B,T] that end at anchor [B]; frames before the trajectory began are empty."""
+        frames = anchor[:, None] + np.arange(1 - context_frames, 1)
+        known = frames >= self._bounds[self.dataset.trajectory_of(anchor)][:, None]
+        row, mask = _spread(self._visible_start, np.where(known, frames, anchor[:, None]), known)
+        if self._visible is not None:
+            row = self._visible[row] if len(self._visible) else row
+        sensor = _take(self.dataset["obs/sensor"], row, mask).astype(np.int64)
+        if hidden is not None:
+            mask = mask & ~(hidden[np.arange(len(anchor))[:, None, None], sensor] & (sensor >= 0))
+        if drop and rng is not None:
+            mask = mask & (rng.random(mask.shape) >= drop)
+        return self._frames(row, mask, sensor, self.time(frames, anchor), context=True)
+
+    def reported(self, frames: np.ndarray) -> Frames:
+        """Everything visible in frames [B,S], as questions with their answers."""
+        row, mask = _spread(self._visible_start, frames, np.ones(frames.shape, bool))
+        if self._visible is not None:
+            row = self._visible[row] if len(self._visible) else row
+        sensor = _take(self.dataset["obs/sensor"], row, mask).astype(np.int64)
+        return self._frames(row, mask, sensor, self._time[frames], context=False)
+
+    def fixed(self, frames: np.ndarray, known: np.ndarray, which: np.ndarray, anchor: np.ndarray | None = None) -> Frames:
+        """The fixed sensors `which` [Q] in frames [B,S], with the answers of those that reported; `known` [B,S] False hides all."""
+        row, mask = _spread(self._start, np.clip(frames, 0, self.dataset.n_frames - 1), known)
+        sensor = _take(self.dataset["obs/sensor"], row, mask)
+        column = np.full(self.n_sensors + 1, -1)  # the last entry serves sensor -1
+        column[which] = np.arange(len(which))
+        mask &= column[sensor] >= 0
+        b, s, _ = at = np.nonzero(mask)
+        c = column[sensor[at]]
+        shape = (*frames.shape, len(which))
+        value, answered = np.zeros((*shape, len(self.info.variables)), np.float32), np.zeros(shape, bool)
+        value[b, s, c] = self._model_value(_take(self.dataset["obs/value"], row[at]))
+        answered[b, s, c] = True
+        time = self._time[frames] if anchor is None else self.time(frames, anchor)
+        return self._query(np.asarray(self.dataset["sensor/position"])[which], value, answered, time, which)
+
+    def truth(self, frames: np.ndarray, known: np.ndarray, points: np.ndarray | None, anchor: np.ndarray | None = None) -> Frames:
+        """Dense truth in frames [B,S] at `points` [Q] (None: all); missing truth is masked out."""
+        array = self.dataset["truth/value"]
+        inside = np.clip(frames, 0, self.dataset.n_frames - 1)
+        if isinstance(array, np.ndarray):
+            value = array[inside] if points is None else array[inside[..., None], points]
+        else:  # lazy: each frame is read once
+            unique, inverse = np.unique(inside, return_inverse=True)
+            columns = slice(None) if points is None else points
+            value = array.oindex[unique, columns][inverse.reshape(inside.shape)]
+        answered = np.isfinite(value).all(axis=-1) & known[..., None]
+        value = np.where(answered[..., None], self._model_value(value), np.float32(0))
+        position = np.asarray(self.dataset["truth/position"])
+        time = self._time[frames] if anchor is None else self.time(frames, anchor)
+        return self._query(position if points is None else position[points], value, answered, time, None)
+
+    def _query(self, position: np.ndarray, value: np.ndarray, mask: np.ndarray, time: np.ndarray, sensor: np.ndarray | None) -> Frames:
+        index = np.full(mask.shape[-1], -1) if sensor is None else sensor
+        place = _model_position(self.info, position)
+        return Frames(
+            position=_tensor(place).expand(*mask.shape, -1),
+            mask=_tensor(mask),
+            time=_tensor(time),
+            value=_tensor(value),
+            covariate=_query_covariate(self.info, time, mask.shape[-1]),
+            sensor=_tensor(index.astype(np.int64)).expand(mask.shape),
+        )
+
+    def _frames(self, row: np.ndarray, mask: np.ndarray, sensor: np.ndarray, time: np.ndarray, context: bool) -> Frames:
+        """Rows [B,T,N] as frames. What is masked is zero everywhere, so that nothing hidden can shine through."""
+        valid = mask[..., None]
+        covariate = None
+        if context and self.info.context_covariates:
+            covariate = _tensor(np.where(valid, _take(self.dataset["obs/covariate"], row, mask), np.float32(0)))
+        elif not context:
+            covariate = _query_covariate(self.info, time, mask.shape[-1])
+        return Frames(
+            position=_tensor(np.where(valid, _model_position(self.info, _take(self.dataset["obs/position"], row, mask)), np.float32(0))),
+            mask=_tensor(mask),
+            time=_tensor(time),
+            value=_tensor(np.where(valid, self._model_value(_take(self.dataset["obs/value"], row, mask)), np.float32(0))),
+            covariate=covariate,
+            sensor=_tensor(np.where(mask, sensor, -1)),
+        )
+
+    def _model_value(self, value: np.ndarray) -> np.ndarray:
+        return (value - np.asarray(self.info.mean, np.float32)) / np.asarray(self.info.std, np.float32)
+
+
+def _spread(start: np.ndarray, frames: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers [B,T,N] of frames [B,T] padded to the longest, and the mask of those that exist. N is at least 1."""
+    first = start[frames]
+    count = np.where(known, start[frames + 1] - first, 0)
+    step = np.arange(max(1, count.max(initial=0)))
+    mask = step < count[..., None]
+    return np.where(mask, first[..., None] + step, 0), mask
+
+
+def _take(array: Any, row: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+    """array[row], also where the array is a lazy Zarr array or has no row at all (then zeros, all masked)."""
+    if not array.shape[0]:
+        return np.zeros((*row.shape, *array.shape[1:]), array.dtype)
+    if isinstance(array, np.ndarray):
+        return array[row]
+    unique, inverse = np.unique(row, return_inverse=True)
+    return array.oindex[unique][inverse.reshape(row.shape)]
+
+
+def _model_position(info: DatasetInfo, position: np.ndarray) -> np.ndarray:
+    return ((position - np.asarray(info.centre)) / info.half_extent).astype(np.float32)
+
+
+def _query_covariate(info: DatasetInfo, time: np.ndarray, points: int) -> Tensor | None:
+    """Calendar covariates [B,S,points,F] of the local time; see QUERY_COVARIATES."""
+    if not info.query_covariates:
+        return None
+    return _tensor(calendar(info, time).astype(np.float32))[:, :, None].expand(-1, -1, points, -1)
+
+
+def calendar(info: DatasetInfo, time: np.ndarray) -> np.ndarray:
+    """info.query_covariates (...,F) at `time` (...) in hours since info.time_origin: sine and cosine of local hour and day of year."""
+    unknown = [name for name in info.query_covariates if name not in QUERY_COVARIATES]
+    if unknown or info.time_unit != "h":
+        raise ValueError(f"query covariates {unknown or info.query_covariates} cannot be computed from time in {info.time_unit!r}")
+    local = time + info.utc_offset
+    origin = np.datetime64(info.time_origin.removesuffix("Z"), "m")
+    date = origin + np.round(local * 60).astype("timedelta64[m]")
+    day = (date - date.astype("M8[Y]")).astype(np.float64) / 1440
+    midnight = (origin - origin.astype("M8[D]")).astype(np.float64) / 60
+    angle = {"hour": 2 * np.pi * (local + midnight) / 24, "doy": 2 * np.pi * day / 365.2425}
+    parts = [name.split("_") for name in info.query_covariates]
+    return np.stack([(np.sin if kind == "sin" else np.cos)(angle[cycle]) for cycle, kind in parts], axis=-1)
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))
