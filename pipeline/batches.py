@@ -21,10 +21,11 @@ from torch import Tensor
 
 from models.contract import DatasetInfo, FieldBatch, Frames
 from pipeline.params import Section
-from pipeline.sensors import CONTEXT, SPLITS, SensorDataset
+from pipeline.sensors import CONTEXT, HELD_TEST, HELD_VALIDATION, SPLITS, SensorDataset
 
 QUERY_COVARIATES = ("hour_sin", "hour_cos", "doy_sin", "doy_cos")
 CONTEXT_SENSOR, HELD_SENSOR, GRID_POINT = 0, 1, 2
+HELD_OUT_FOR = {"train": -1, "validation": HELD_VALIDATION, "test": HELD_TEST}  # role of the sensors a split may be scored at
 
 
 class Windows(Section):
@@ -118,9 +119,12 @@ class CaseBatch:
     leads: tuple[int, ...]  # [S] frames
 
 
-def cases(dataset: SensorDataset, split: str, context_frames: int, leads: Sequence[int], batch: int) -> Iterator[CaseBatch]:
-    """The frozen cases of a split in the order stored. The questions are the same for every model: all points of the dense
-    truth where there is one, else all fixed sensors. Leads that end outside the trajectory or the split are masked out."""
+def cases(
+    dataset: SensorDataset, split: str, context_frames: int, leads: Sequence[int], batch: int, limit: int | None = None
+) -> Iterator[CaseBatch]:
+    """The frozen cases of a split in the order stored, or `limit` of them evenly spread. The questions are the same for every model:
+    all points of the dense truth where there is one, else the context sensors and the sensors held out for this split. Leads that end
+    outside the trajectory or the split are masked out."""
     if not leads or min(leads) < 0:
         raise ValueError(f"leads must be frames >= 0 and at least one, found {list(leads)}")
     rows = _Rows(dataset)
@@ -129,9 +133,14 @@ def cases(dataset: SensorDataset, split: str, context_frames: int, leads: Sequen
         raise ValueError(f"{dataset.info.name} has no {split} case: subsample made none; lower its `stride` or enlarge the split")
     if not dataset.has_truth and not rows.n_sensors:
         raise ValueError(f"{dataset.info.name} has neither dense truth nor a fixed sensor: there is nothing to score against")
+    if limit is not None and limit < len(number):
+        number = number[np.linspace(0, len(number) - 1, limit).round().astype(int)]
     role = np.asarray(dataset["sensor/role"]) if rows.n_sensors else np.zeros(0, int)
+    asked = np.flatnonzero((role == CONTEXT) | (role == HELD_OUT_FOR[split]))
     kind = (
-        np.full(len(dataset["truth/position"]), GRID_POINT) if dataset.has_truth else np.where(role == CONTEXT, CONTEXT_SENSOR, HELD_SENSOR)
+        np.full(len(dataset["truth/position"]), GRID_POINT)
+        if dataset.has_truth
+        else np.where(role[asked] == CONTEXT, CONTEXT_SENSOR, HELD_SENSOR)
     )
     for start in range(0, len(number), batch):
         index = number[start : start + batch]
@@ -141,7 +150,7 @@ def cases(dataset: SensorDataset, split: str, context_frames: int, leads: Sequen
         known = (target == inside) & (dataset.trajectory_of(inside) == dataset.trajectory_of(frame)[:, None])
         known &= np.asarray(dataset["frame/split"])[inside] == SPLITS[split]
         context = rows.context(frame, context_frames)
-        query = rows.truth(target, known, None, frame) if dataset.has_truth else rows.fixed(target, known, np.arange(rows.n_sensors), frame)
+        query = rows.truth(target, known, None, frame) if dataset.has_truth else rows.fixed(target, known, asked, frame)
         yield CaseBatch(
             batch=FieldBatch(context, query),
             index=index,
