@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import logging
 import math
 import os
 import sys
@@ -26,9 +27,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from models import background, registry
 from models.contract import FieldBatch, Predictor
-from pipeline import atomic, runs, sensors
+from pipeline import atomic, runs
 from pipeline.batches import TrainingBatches, Windows, cases
 from pipeline.params import Section
+from pipeline.sensors import SensorDataset, read
+
+log = logging.getLogger(__name__)
 
 
 class Validation(Section):
@@ -62,7 +66,7 @@ def params_model(key: str, model: str) -> type[Params]:
 
 def run(params: Params, key: str, model: str, *, sensors: Path, baselines: Path, out: Path) -> None:
     """Train `model` and write its run folder. A killed run continues from its last epoch when started again with the same inputs."""
-    dataset = _open(sensors)
+    dataset = read(sensors)
     prior_folder = baselines / params.background if params.background else None
     prior = runs.load(prior_folder, dataset.info).predictor if prior_folder else None
     torch.manual_seed(params.seed)
@@ -92,7 +96,15 @@ def run(params: Params, key: str, model: str, *, sensors: Path, baselines: Path,
     if trainer.is_global_zero:
         network.load_state_dict(history.best)
         with atomic.writing(out) as folder:
-            runs.save(folder, model, _plain(params.model), dataset.info, network.state_dict(), params.windows.context_frames, prior_folder)
+            runs.save(
+                folder,
+                model,
+                params.model.model_dump(mode="json"),
+                dataset.info,
+                network.state_dict(),
+                params.windows.context_frames,
+                prior_folder,
+            )
             history.write(folder / "history.csv")
             summary = {"parameters": count(network), "best_step": history.best_step, "validation_loss": history.best_loss}
             (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
@@ -163,7 +175,7 @@ class Training(L.LightningModule):
 class Data(L.LightningDataModule):
     """Batches by number, so that epoch k starts at its own offset whatever came before."""
 
-    def __init__(self, dataset: sensors.SensorDataset, params: Params) -> None:
+    def __init__(self, dataset: SensorDataset, params: Params) -> None:
         super().__init__()
         self.dataset, self.params = dataset, params
 
@@ -230,6 +242,16 @@ class History(L.Callback):
         metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         self.rows.append({"step": trainer.global_step, "learning_rate": rate, **metrics})
+        if not sys.stderr.isatty():  # a terminal has the progress bar
+            best = " (best)" if self.best_step == trainer.global_step else ""
+            log.info(
+                "step %d of %d: loss %.4g, validation %.4g%s",
+                trainer.global_step,
+                trainer.max_steps,
+                metrics["loss"],
+                metrics["validation_loss"],
+                best,
+            )
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "best": self.best, "best_loss": self.best_loss, "best_step": self.best_step}
@@ -246,14 +268,6 @@ class History(L.Callback):
 
 def _ema(decay: float) -> Any:
     return torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
-
-
-def _open(path: Path) -> sensors.SensorDataset:
-    return sensors.read(path)
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    return config.model_dump(mode="json")
 
 
 def _loader_workers() -> int:

@@ -1,0 +1,131 @@
+"""dvc.yaml, params.yaml, the registries and the code say the same thing."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from importlib import import_module
+from inspect import signature
+from pathlib import Path
+
+import pytest
+import yaml
+
+from models import registry
+from pipeline import params
+from pipeline.__main__ import STAGES
+from tests.imports import ROOT, closure
+
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+def resolved() -> dict[str, dict]:
+    """dvc.yaml with its matrices and loops written out: stage name -> {cmd, params, deps, outs}."""
+    out = {}
+    for name, stage in PIPELINE.items():
+        if "foreach" in stage:
+            table = PARAMS[stage["foreach"].strip("${}")]
+            for key, item in table.items():
+                names = (
+                    {"key": key, "item": item} if not isinstance(item, dict) else {"key": key, **{f"item.{k}": v for k, v in item.items()}}
+                )
+                out[f"{name}@{key}"] = substitute(stage["do"], names)
+        elif "matrix" in stage:
+            combinations = [{}]
+            for axis, reference in stage["matrix"].items():
+                combinations = [{**c, f"item.{axis}": v} for c in combinations for v in PARAMS[reference.strip("${}")]]
+            for names in combinations:
+                out[f"{name}@{'-'.join(names.values())}"] = substitute({k: v for k, v in stage.items() if k != "matrix"}, names)
+    return out
+
+
+def substitute(node, names):
+    if isinstance(node, str):
+        return re.sub(r"\$\{([^}]+)\}", lambda m: str(names[m[1]]), node)
+    if isinstance(node, list):
+        return [substitute(item, names) for item in node]
+    if isinstance(node, dict):
+        return {substitute(k, names): substitute(v, names) for k, v in node.items()}
+    return node
+
+
+RESOLVED = resolved()
+
+
+def commands(stage: dict) -> list[list[str]]:
+    cmd = stage["cmd"] if isinstance(stage["cmd"], list) else [stage["cmd"]]
+    return [shlex.split(line) for line in cmd]
+
+
+def outputs(stage: dict) -> list[str]:
+    return [next(iter(out)) if isinstance(out, dict) else out for out in stage["outs"]]
+
+
+@pytest.mark.parametrize("name", RESOLVED)
+def test_a_stage_runs_what_its_name_says_with_paths_it_declares(name: str) -> None:
+    stage = RESOLVED[name]
+    for words in commands(stage):
+        assert words[:3] == ["python", "-m", "pipeline"]
+        assert words[3] in STAGES
+        keys = words[4 : words.index(next(w for w in words if w.startswith("--")))]
+        assert ".".join([words[3], *keys]) in stage["params"], "the section the stage reads is a dependency"
+        paths = dict(zip(words[4 + len(keys) :: 2], words[5 + len(keys) :: 2], strict=True))
+        arguments = signature(import_module(f"pipeline.{words[3]}").run).parameters
+        keywords = {n for n, p in arguments.items() if p.kind is p.KEYWORD_ONLY}
+        assert {flag.removeprefix("--") for flag in paths} == keywords, "every path argument is given"
+        for flag, path in paths.items():
+            assert path in (outputs(stage) if flag == "--out" else [*stage["deps"], *outputs(stage)]), f"{path} is not declared"
+
+
+@pytest.mark.parametrize("name", RESOLVED)
+def test_the_section_of_a_stage_is_valid(name: str) -> None:
+    for words in commands(RESOLVED[name]):
+        keys = [word for word in words[4:] if not word.startswith("--") and "/" not in word]
+        dotted = ".".join([words[3], *keys])
+        params.validated(params.read(ROOT / "params.yaml", dotted), import_module(f"pipeline.{words[3]}").params_model(*keys), dotted)
+
+
+@pytest.mark.parametrize("name", RESOLVED)
+def test_the_import_closure_of_a_stage_is_covered_by_its_deps(name: str) -> None:
+    stage = RESOLVED[name]
+    code = [dep for dep in stage["deps"] if dep.startswith(("pipeline", "models"))]
+    entries = [Path("pipeline/__main__.py"), *(Path(f"pipeline/{words[3]}.py") for words in commands(stage))]
+    registered = [Path(dep) for dep in code if dep.endswith(".py")]
+    registered += [path.relative_to(ROOT) for dep in code if (ROOT / dep).is_dir() for path in sorted((ROOT / dep).rglob("*.py"))]
+    needed = closure(*entries, *registered)
+    missing = sorted(str(path) for path in needed if not any(str(path) == dep or str(path).startswith(f"{dep}/") for dep in code))
+    assert not missing, f"add to deps of {name.partition('@')[0]} in dvc.yaml: {', '.join(missing)}"
+    extra = [dep for dep in code if not any(str(path) == dep or str(path).startswith(f"{dep}/") for path in needed)]
+    assert not extra, f"deps of {name} that nothing imports: {extra}"
+    assert all((ROOT / dep).exists() for dep in code)
+
+
+def test_every_dataset_has_its_sections_and_its_source() -> None:
+    for dataset in PARAMS["datasets"]:
+        assert PARAMS["source_of"][dataset] == PARAMS["subsample"][dataset]["source"]
+        assert PARAMS["source_of"][dataset] in {**PARAMS["ingest"], **PARAMS["simulate"]}
+        assert set(PARAMS["models"]) <= set(PARAMS["train"][dataset])
+    assert set(PARAMS["source_of"]) == set(PARAMS["datasets"])
+
+
+@pytest.mark.parametrize("name", [*registry.FIELD_MODELS, *registry.BASELINES])
+def test_registered_predictors_load(name: str) -> None:
+    predictor = registry.load(name)
+    assert predictor.Config.model_config.get("frozen")
+    assert predictor.Config.model_config.get("extra") == "forbid"
+
+
+def test_an_unknown_key_is_an_error_with_its_dotted_name(tmp_path: Path) -> None:
+    class Windows(params.Section):
+        batch: int
+
+    class Train(params.Section):
+        windows: Windows
+
+    with pytest.raises(params.ParamsError, match=r"train\.ns\.windows\.batsch: unknown key"):
+        params.validated({"windows": {"batch": 1, "batsch": 2}}, Train, "train.ns")
+    file = tmp_path / "params.yaml"
+    file.write_text("train: {ns: {}}")
+    with pytest.raises(params.ParamsError, match=r"train holds ns, not 'nz'"):
+        params.read(file, "train.nz")
