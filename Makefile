@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PREFECT_HOME ?= $(CURDIR)/.prefect
 
-.PHONY: run test serve lint bench clean
+.PHONY: run test serve ui lint bench clean
 
 run: .venv/installed ## fetch -> ... -> publish once, as the scheduled flow would
 	$(BIN)/python -m flows
@@ -13,6 +13,9 @@ test: .venv/installed ## the whole suite
 
 serve: .venv/installed ## published pages and data on http://localhost:8000
 	$(BIN)/python -m pipeline.serve --published data/published --port 8000
+
+ui: .venv/installed ## Prefect's server and UI on http://localhost:4200
+	$(BIN)/prefect server start
 
 lint: .venv/installed ## what CI and pre-commit check
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy

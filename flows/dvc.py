@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -12,6 +13,8 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from graphlib import TopologicalSorter
 from pathlib import Path
+
+import yaml
 
 EDGE = re.compile(r'^"(?P<before>[^"]+)" -> "(?P<after>[^"]+)";$')
 NODE = re.compile(r'^"(?P<node>[^"]+)";$')
@@ -74,8 +77,6 @@ def add(folder: Path, log: Callable[[str], None]) -> None:
 
 def versions(lock: Path = Path("dvc.lock")) -> dict[str, str]:
     """Hash of every output in the lock file, for receipts."""
-    import yaml
-
     if not lock.exists():
         return {}
     stages = yaml.safe_load(lock.read_text(encoding="utf-8")).get("stages", {})
@@ -120,10 +121,8 @@ def _stream(arguments: list[str], log: Callable[[str], None]) -> list[str]:
                 log(text)
         process.wait()
     finally:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait()
     if process.returncode:
         raise StageFailed(f"dvc {' '.join(arguments)} ended with {process.returncode}:\n" + "\n".join(lines[-25:]))

@@ -1,0 +1,2 @@
+def publish_datasets(o, u):
+    return {}
