@@ -31,14 +31,14 @@ HELD_OUT_FOR = {"train": -1, "validation": HELD_VALIDATION, "test": HELD_TEST}  
 class Windows(Section):
     """How training windows are drawn; part of the params of train and baselines."""
 
-    context_frames: int = Field(1, ge=1)
+    context_frames: int = Field(default=1, ge=1)
     max_lead: int = Field(ge=0)  # frames; leads are drawn from 0..max_lead
     batch: int = Field(ge=1)
-    query_frames: int = Field(1, ge=1)  # leads a sample is asked for
-    query_points: int | None = Field(None, ge=1)  # points drawn from the dense truth; None: what the sensors reported
-    drop: float = Field(0.0, ge=0, lt=1)  # share of context observations hidden at random
-    hide: int = Field(0, ge=0)  # up to so many whole fixed sensors hidden from the context, and asked for
-    trajectories: int | None = Field(None, ge=1)  # distinct trajectories in a batch, each with batch / trajectories windows
+    query_frames: int = Field(default=1, ge=1)  # leads a sample is asked for
+    query_points: int | None = Field(default=None, ge=1)  # points drawn from the dense truth; None: what the sensors reported
+    drop: float = Field(default=0.0, ge=0, lt=1)  # share of context observations hidden at random
+    hide: int = Field(default=0, ge=0)  # up to so many whole fixed sensors hidden from the context, and asked for
+    trajectories: int | None = Field(default=None, ge=1)  # distinct trajectories in a batch, each with batch / trajectories windows
 
     @model_validator(mode="after")
     def _whole_groups(self) -> Windows:

@@ -51,8 +51,12 @@ _OPTIONAL = {
     "truth/position": "f4",
     "truth/shape": "i8",
 }
+_KINDS = {**_REQUIRED, **_OPTIONAL}
 # Arrays that grow with the data stay lazy above this size; the rest always fits.
+_GROWING = ("obs/position", "obs/value", "obs/covariate", "obs/sensor", "truth/value")
 _IN_MEMORY_BYTES = 1 << 30
+# Few files, and yet a frame of a lazy array is read without much else.
+_CHUNK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -83,23 +87,60 @@ class SensorDataset:
         return np.searchsorted(self.arrays["trajectory/frame_start"], frame, side="right") - 1
 
 
+class Writer:
+    """Writes a dataset piece by piece, so that its size is not bound by memory; the same rows give the same bytes however they are cut.
+
+    `path` should be a temporary path (pipeline/atomic.py).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._root = zarr.create_group(path, zarr_format=3, overwrite=True)
+        self._pending: dict[str, list[np.ndarray]] = {}
+
+    def append(self, name: str, rows: np.ndarray) -> None:
+        """Add rows along the first axis of an array of the contract."""
+        rows = np.ascontiguousarray(rows, dtype=_KINDS[name])
+        pending = self._pending.setdefault(name, [])
+        pending.append(rows)
+        if sum(piece.nbytes for piece in pending) >= _CHUNK_BYTES:
+            self._flush(name, whole_chunks=True)
+
+    def finish(self, info: DatasetInfo, recipe: Mapping[str, Any], inputs: Mapping[str, str]) -> SensorDataset:
+        """Write what is left and the attributes, then open and check the whole."""
+        for name in sorted(self._pending):
+            self._flush(name, whole_chunks=False)
+        self._root.attrs.update({"info": info.to_json(), "recipe": dict(recipe), "inputs": dict(inputs)})
+        return read(self.path)
+
+    def _flush(self, name: str, whole_chunks: bool) -> None:
+        rows = np.concatenate(self._pending[name])
+        rows_per_chunk = max(1, _CHUNK_BYTES // max(1, rows[:1].nbytes))
+        ready = len(rows) // rows_per_chunk * rows_per_chunk if whole_chunks else len(rows)
+        self._pending[name] = [rows[ready:]]
+        if name in self._root:
+            self._array(name).append(rows[:ready])
+        elif ready or not whole_chunks:
+            # A small array is one chunk of its own size; a large one has full chunks along the first axis.
+            chunks = (rows_per_chunk if whole_chunks else max(1, len(rows)), *(max(1, size) for size in rows.shape[1:]))
+            self._root.create_array(name, data=rows[:ready], chunks=chunks, compressors=zarr.codecs.ZstdCodec(level=3))
+
+    def _array(self, name: str) -> zarr.Array[Any]:
+        array = self._root[name]
+        assert isinstance(array, zarr.Array)
+        return array
+
+
 def write(path: Path, dataset: SensorDataset) -> None:
-    """Write a dataset; the same dataset gives the same bytes. `path` should be a temporary path (pipeline/atomic.py)."""
+    """Write a dataset that is in memory; a broken one is an error before anything is written."""
     problems = check(dataset)
     if problems:
         raise ValueError(f"{path} would break the sensor dataset contract:\n  " + "\n  ".join(problems))
-    root = zarr.create_group(path, zarr_format=3, overwrite=True)
-    root.attrs.update({"info": dataset.info.to_json(), "recipe": dict(dataset.recipe), "inputs": dict(dataset.inputs)})
-    for name, kind in {**_REQUIRED, **_OPTIONAL}.items():
+    writer = Writer(path)
+    for name in _KINDS:
         if name in dataset.arrays:
-            array = np.ascontiguousarray(dataset.arrays[name], dtype=kind)
-            root.create_array(name, data=array, chunks=_chunks(array), compressors=zarr.codecs.ZstdCodec(level=3))
-
-
-def _chunks(array: np.ndarray) -> tuple[int, ...]:
-    """About 16 MiB a chunk along the first axis: few files, and a window touches one or two of them."""
-    row = max(1, array[:1].nbytes)
-    return (max(1, min(len(array), (16 << 20) // row)), *array.shape[1:])
+            writer.append(name, dataset.arrays[name])
+    writer.finish(dataset.info, dataset.recipe, dataset.inputs)
 
 
 def read(path: Path) -> SensorDataset:
@@ -112,12 +153,12 @@ def read(path: Path) -> SensorDataset:
     if missing or "info" not in root.attrs:
         raise ValueError(f"{path} is not a sensor dataset: missing {', '.join(missing) or 'the info attribute'}")
     arrays: dict[str, Any] = {}
-    for name in (*_REQUIRED, *_OPTIONAL):
-        if name in root:
-            array = root[name]
-            arrays[name] = array if array.nbytes > _IN_MEMORY_BYTES else array[...]
-    info = DatasetInfo.from_json(json.loads(json.dumps(root.attrs["info"])))
-    dataset = SensorDataset(info, arrays, dict(root.attrs["recipe"]), dict(root.attrs["inputs"]))
+    for name in _KINDS:
+        array = root.get(name)
+        if isinstance(array, zarr.Array):
+            arrays[name] = array if name in _GROWING and array.nbytes > _IN_MEMORY_BYTES else array[...]
+    attributes = json.loads(json.dumps(root.attrs.asdict()))
+    dataset = SensorDataset(DatasetInfo.from_json(attributes["info"]), arrays, attributes["recipe"], attributes["inputs"])
     problems = check(dataset)
     if problems:
         raise ValueError(f"{path} breaks the sensor dataset contract:\n  " + "\n  ".join(problems))
@@ -130,7 +171,7 @@ def check(dataset: SensorDataset) -> list[str]:
     problems = [f"{name} is missing" for name in _REQUIRED if name not in a]
     if problems:
         return problems
-    n_obs, n_frames = len(a["obs/value"]), len(a["frame/time"])
+    n_obs, n_frames = a["obs/value"].shape[0], a["frame/time"].shape[0]
     expected = {
         "obs/position": (n_obs, len(info.space)),
         "obs/value": (n_obs, len(info.variables)),
@@ -151,9 +192,9 @@ def check(dataset: SensorDataset) -> list[str]:
     if problems:
         return problems
     for name in ("obs/position", "obs/value", "obs/covariate"):
-        bad = ~np.isfinite(a[name]).all(axis=1)
-        if bad.any():
-            problems.append(f"{name}: {int(bad.sum())} rows are not finite, first {int(bad.argmax())}; absent observations are left out")
+        bad = _not_finite(a[name])
+        if len(bad):
+            problems.append(f"{name}: {len(bad)} rows are not finite, first {bad[0]}; absent observations are left out")
     starts = np.asarray(a["trajectory/frame_start"])[1:-1]
     steps = np.diff(a["frame/time"])
     inside = np.ones(len(steps), bool)
@@ -164,8 +205,15 @@ def check(dataset: SensorDataset) -> list[str]:
         problems.append(
             f"info.n_sensors is {info.n_sensors}, but sensor/role has {len(a['sensor/role']) if 'sensor/role' in a else 0} rows"
         )
-    if n_obs and (a["obs/sensor"].max(initial=-1) >= info.n_sensors or a["obs/sensor"].min(initial=0) < -1):
-        problems.append(f"obs/sensor must lie in -1..{info.n_sensors - 1}")
+    sensor = np.asarray(a["obs/sensor"][...])
+    if n_obs and (sensor.max() >= info.n_sensors or sensor.min() < -1):
+        problems.append(f"obs/sensor must lie in -1..{info.n_sensors - 1}, found {sensor.min()}..{sensor.max()}")
+    else:
+        fixed = np.flatnonzero(sensor >= 0)
+        frame = np.searchsorted(np.asarray(a["frame/obs_start"]), fixed, side="right") - 1
+        twice = len(fixed) - len(np.unique(frame * max(1, info.n_sensors) + sensor[fixed]))
+        if twice:
+            problems.append(f"{twice} observations repeat a fixed sensor within a frame; average them")
     if not (np.asarray(a["frame/split"]) == TRAIN).any():
         problems.append("frame/split has no training frame")
     if len(a["cases/frame"]) and (a["cases/frame"].min() < 0 or a["cases/frame"].max() >= n_frames):
@@ -173,3 +221,12 @@ def check(dataset: SensorDataset) -> list[str]:
     if min(info.std, default=1) <= 0:
         problems.append(f"info.std must be positive, found {info.std}: is the training split constant?")
     return problems
+
+
+def _not_finite(array: Any) -> np.ndarray:
+    """Rows with a value that is not finite, read in pieces since the array may be lazy."""
+    piece = 1 << 22
+    return np.concatenate(
+        [start + np.flatnonzero(~np.isfinite(array[start : start + piece]).all(axis=1)) for start in range(0, array.shape[0], piece)]
+        or [np.zeros(0, np.int64)]
+    )

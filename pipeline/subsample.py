@@ -1,0 +1,467 @@
+"""Stage `subsample`: checked observations, or a field and a sensor layout, become one sensor dataset (pipeline/sensors.py).
+
+Observations are averaged in bins that end at a frame: the frame at 05:00 holds what was measured in (04:00, 05:00], so that at 05:00 all
+of it is known. Fields are read in the pieces they are stored in, and their sensors drawn by a layout (pipeline/strategies.py).
+Standardisation knows only what context sensors reported in training frames.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from datetime import date
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from pydantic import Field, model_validator
+
+from models.contract import DatasetInfo
+from pipeline import atomic, fields, geometry, lexicon, observations, sensors, splits
+from pipeline.batches import QUERY_COVARIATES
+from pipeline.params import Section
+from pipeline.strategies import FIXED, Layout
+
+log = logging.getLogger(__name__)
+
+
+class Cells(Section):
+    """A grid in degrees: moving sensors are averaged per cell, and held-out cells are scored as fixed sensors."""
+
+    longitude: float = Field(gt=0)  # size of a cell
+    latitude: float = Field(gt=0)
+    origin: tuple[float, float]  # longitude, latitude of a corner
+
+
+class Network(Section):
+    """How observations become frames."""
+
+    step: float = Field(default=1.0, gt=0)  # hours between frames
+    covariates: tuple[str, ...] = ()  # variables seen beside the value at context sensors; with them comes their availability
+    max_flag: int = Field(default=3, ge=1, le=4)  # worst aggregate QARTOD flag that is used
+    utc_offset: float = 0.0  # hours, for the local hour of the day
+    periods: tuple[tuple[date, date], ...] | None = None  # [first, last) days in UTC, each a trajectory; None: everything is one
+    cells: Cells | None = None  # for moving sensors
+    held_out: splits.HeldOut = splits.HeldOut()
+
+
+class Subsample(Section):
+    source: str
+    variables: tuple[str, ...] = Field(min_length=1)
+    seed: int = 0
+    network: Network | None = None  # for a source of observations
+    layout: Layout | None = None  # for a source that is a field
+    split: splits.TimeBlocks | None = None  # None: trajectories are split by the role the source gives them
+    cases: splits.Cases
+    calendar: tuple[str, ...] = ("hour_sin", "hour_cos")  # query covariates; simulations have none
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Subsample:
+        if (self.network is None) == (self.layout is None):
+            raise ValueError("give either `network` (a source of observations) or `layout` (a source that is a field)")
+        if self.network is not None and self.split is None:
+            raise ValueError("observations need `split`: {validation, test, gap}")
+        unknown = sorted(set(self.calendar) - set(QUERY_COVARIATES))
+        if unknown:
+            raise ValueError(f"calendar: unknown {', '.join(unknown)}; known: {', '.join(QUERY_COVARIATES)}")
+        for name in (*self.variables, *(self.network.covariates if self.network else ())):
+            lexicon.lookup(name)
+        return self
+
+
+def params_model(*keys: str) -> type[Subsample]:
+    return Subsample
+
+
+def run(params: Subsample, key: str, *, ingested: Path, checked: Path, out: Path) -> None:
+    """Write the sensor dataset `key` to `out` (Zarr)."""
+    recipe = {"key": key, **params.model_dump(mode="json")}
+    with atomic.writing(out) as temporary:
+        writer = sensors.Writer(temporary)
+        if params.network is not None:
+            if fields.is_field(ingested):
+                raise ValueError(f"{ingested} holds a field: subsample.{key} needs `layout` in place of `network`")
+            info = _from_observations(params, params.network, key, checked, writer)
+            inputs = {"observations": tree_sha256(checked / "observations")}
+        elif params.layout is not None:
+            if not fields.is_field(ingested):
+                raise ValueError(f"{ingested} holds no field.zarr: subsample.{key} needs `network` in place of `layout`")
+            info = _from_field(params, params.layout, key, ingested, writer)
+            inputs = {"field.zarr": tree_sha256(ingested / "field.zarr")}
+        dataset = writer.finish(info, recipe, inputs)
+    split = np.asarray(dataset["frame/split"])
+    log.info(
+        "%s: %d observations in %d frames of %d trajectories, %d fixed sensors; frames by split %s; %d cases",
+        key,
+        dataset["obs/value"].shape[0],
+        dataset.n_frames,
+        len(dataset["trajectory/frame_start"]) - 1,
+        info.n_sensors,
+        {name: int((split == code).sum()) for name, code in sensors.SPLITS.items()},
+        len(dataset["cases/frame"]),
+    )
+
+
+def tree_sha256(folder: Path) -> str:
+    """One hash of all files below a folder, their names included."""
+    total = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as handle:
+            total.update(f"{path.relative_to(folder).as_posix()} {hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+# Observations -------------------------------------------------------------------------------------------------------------------------
+
+
+def _from_observations(params: Subsample, network: Network, key: str, checked: Path, writer: sensors.Writer) -> DatasetInfo:
+    bins = _binned(params, network, checked)
+    frame_start, first_bin = _periods(bins, network)
+    table, fixed = _sensors(bins, params, network)
+    n_frames = int(frame_start[-1])
+    split = np.concatenate(
+        [
+            splits.time_blocks(int(n), params.split, f"trajectory {number} of {key}")
+            for number, n in enumerate(np.diff(frame_start))
+            if params.split is not None
+        ]
+    )
+    table["frame"] = frame_start[table["period"]] + table["bin"] - first_bin[table["period"]]
+    table = table.sort_values(["frame", "sensor", "platform_id", "cell_x", "cell_y"], kind="stable", ignore_index=True)
+    frame, sensor = table["frame"].to_numpy(), table["sensor"].to_numpy()
+    role = fixed["role"].to_numpy(np.int8)
+    visible = (sensor < 0) | (np.append(role, sensors.CONTEXT)[sensor] == sensors.CONTEXT)
+    learn = visible & (split[frame] == sensors.TRAIN)
+    if not visible.any():
+        raise ValueError(f"{key}: all {len(role)} sensors are held out; leave at least one as context")
+    if not learn.any():
+        raise ValueError(f"{key}: no context sensor has an observation of {', '.join(params.variables)} in the training frames")
+
+    known = np.concatenate([table.loc[learn, ["longitude", "latitude"]], fixed[["longitude", "latitude"]]])
+    projection = geometry.centred_on(known[:, 0], known[:, 1])
+    position = geometry.to_km(table["longitude"].to_numpy(), table["latitude"].to_numpy(), projection)
+    place = geometry.to_km(fixed["longitude"].to_numpy(), fixed["latitude"].to_numpy(), projection)
+    half_extent = float(np.abs(geometry.to_km(known[:, 0], known[:, 1], projection)).max())
+    value = table[list(params.variables)].to_numpy(np.float64)
+    covariate, names = _covariates(table, network, learn, mixed=bool((sensor < 0).any() and (role == sensors.CONTEXT).any()))
+
+    counts = np.bincount(frame[visible], minlength=n_frames)
+    for name, array in {
+        "obs/position": position,
+        "obs/value": value,
+        "obs/covariate": covariate,
+        "obs/sensor": sensor,
+        "frame/obs_start": np.searchsorted(frame, np.arange(n_frames + 1)),
+        "frame/time": np.concatenate([first + np.arange(n) for first, n in zip(first_bin, np.diff(frame_start), strict=True)])
+        * network.step,
+        "frame/split": split,
+        "trajectory/frame_start": frame_start,
+        "sensor/position": place,
+        "sensor/role": role,
+        **splits.cases(split, frame_start, counts, params.cases),
+    }.items():
+        writer.append(name, array)
+    return _info(
+        params,
+        key,
+        mean=value[learn].mean(axis=0),
+        std=value[learn].std(axis=0),
+        centre=(0.0, 0.0),
+        half_extent=half_extent or 1.0,
+        geometry="plane",
+        projection=projection,
+        step=network.step,
+        utc_offset=network.utc_offset,
+        n_sensors=len(role),
+        context_covariates=names,
+    )
+
+
+def _binned(params: Subsample, network: Network, checked: Path) -> pd.DataFrame:
+    """Means per (period, bin, platform, cell) with one column per variable, read partition by partition.
+
+    A bin may lie across two partitions, so sums and counts are kept until the end. A fixed platform has cell (0, 0).
+    """
+    wanted = [*params.variables, *network.covariates]
+    step = round(network.step * 3600e6)
+    keys = ["period", "bin", "platform_id", "moving", "cell_x", "cell_y", "variable"]
+    sums: list[pd.DataFrame] = []
+    read, flagged, seen = 0, 0, set()
+    for path in observations.partitions(checked):
+        rows = observations.read_partition(path, variables=wanted)
+        if "flag_aggregate" not in rows:
+            raise ValueError(f"{path} has no column flag_aggregate: it must come from the validate stage")
+        read += len(rows)
+        seen |= set(rows["variable"])
+        kept = rows[rows["flag_aggregate"] <= network.max_flag]
+        flagged += len(rows) - len(kept)
+        time = kept["time"].dt.tz_localize(None).to_numpy("datetime64[us]")
+        kept = kept.assign(period=_period(time, network), bin=-(-time.astype(np.int64) // step), moving=kept["trip_id"].notna())
+        kept = kept[kept["period"] >= 0]
+        sums.append(_summed(_celled(kept, network.cells), keys))
+    absent = [name for name in wanted if name not in seen]
+    if absent:
+        raise ValueError(
+            f"{checked} holds no row of {', '.join(absent)}; it has {', '.join(sorted(seen)) or 'none of the variables asked for'}"
+        )
+    total = _summed(pd.concat(sums), keys)
+    log.info("%s: read %d rows, left out %d with a flag above %d", checked, read, flagged, network.max_flag)
+    means = total["value"].div(total["count"]).unstack("variable").reindex(columns=wanted)
+    place = total[["longitude", "latitude", "count"]].groupby(level=keys[:-1]).sum()
+    means[["longitude", "latitude"]] = place[["longitude", "latitude"]].div(place["count"], axis=0)
+    complete = means[list(params.variables)].notna().all(axis=1)
+    if not complete.any():
+        raise ValueError(
+            f"{checked} has no usable observation of {', '.join(params.variables)}: {read} rows read, {flagged} left out by flag"
+        )
+    return means[complete].reset_index()
+
+
+def _summed(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    if "count" not in rows:
+        rows = rows.assign(count=1)
+    return rows.groupby(keys, sort=True, observed=True)[["value", "longitude", "latitude", "count"]].sum()
+
+
+def _period(time: np.ndarray, network: Network) -> np.ndarray:
+    """Number of the period each time (UTC) lies in, -1 outside all. The first instant of a period belongs to the bin before it."""
+    if network.periods is None:
+        return np.zeros(len(time), np.int64)
+    out = np.full(len(time), -1, np.int64)
+    for number, (first, last) in enumerate(network.periods):
+        out[(time > np.datetime64(first)) & (time <= np.datetime64(last))] = number
+    return out
+
+
+def _celled(rows: pd.DataFrame, cells: Cells | None) -> pd.DataFrame:
+    if cells is None:
+        return rows.assign(cell_x=0, cell_y=0)
+    x = np.floor((rows["longitude"] - cells.origin[0]) / cells.longitude).astype(int)
+    y = np.floor((rows["latitude"] - cells.origin[1]) / cells.latitude).astype(int)
+    return rows.assign(cell_x=x.where(rows["moving"], 0), cell_y=y.where(rows["moving"], 0))
+
+
+def _periods(bins: pd.DataFrame, network: Network) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets of the trajectories in frames [R+1] and the bin of their first frame [R]; frames are regular from first to last bin."""
+    found = bins.groupby("period")["bin"].agg(["min", "max"])
+    expected = len(network.periods) if network.periods else 1
+    empty = sorted(set(range(expected)) - set(found.index))
+    if empty and network.periods:
+        first, last = network.periods[empty[0]]
+        raise ValueError(f"network.periods: there is no usable observation from {first} to {last}")
+    return np.concatenate([[0], np.cumsum(found["max"] - found["min"] + 1)]), found["min"].to_numpy()
+
+
+def _sensors(bins: pd.DataFrame, params: Subsample, network: Network) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The observations with the index of their fixed sensor (-1: moving), and the table of fixed sensors with their role.
+
+    Fixed sensors are the fixed platforms. Where all platforms move, the held-out cells are the fixed sensors: what any platform measured
+    in one is averaged, stands at the cell's centre, and is not context.
+    """
+    bins = bins.assign(sensor=-1)
+    if not bins["moving"].all():
+        still = bins[~bins["moving"]].groupby("platform_id")[["longitude", "latitude"]]
+        strayed = ((still.max() - still.min()) > 0.01).any(axis=1)
+        if strayed.any():
+            names = ", ".join(strayed.index[strayed])
+            raise ValueError(f"fixed platforms {names} moved by more than 0.01 degrees: a moving platform needs a trip_id")
+        fixed = still.median().assign(frames=still.size())
+        fixed["role"] = _roles(fixed, network, params.seed)
+        bins["sensor"] = np.where(bins["moving"], -1, fixed.index.get_indexer(pd.Index(bins["platform_id"])))
+        at = bins["sensor"].to_numpy()
+        for name in ("longitude", "latitude"):
+            bins[name] = np.where(at >= 0, fixed[name].to_numpy()[at], bins[name])
+        return bins, fixed
+    if network.cells is None:
+        raise ValueError("all platforms move: give network.cells, so that some cells can be held out and scored")
+    cells = network.cells
+    table = bins.groupby(["cell_x", "cell_y"])["bin"].nunique().rename("frames").reset_index()
+    table["longitude"] = cells.origin[0] + (table["cell_x"] + 0.5) * cells.longitude
+    table["latitude"] = cells.origin[1] + (table["cell_y"] + 0.5) * cells.latitude
+    table.index = pd.Index(table["cell_x"].astype(str) + "," + table["cell_y"].astype(str))
+    table["role"] = _roles(table, network, params.seed)
+    fixed = table[table["role"] != sensors.CONTEXT]
+    cell = bins["cell_x"].astype(str) + "," + bins["cell_y"].astype(str)
+    bins["sensor"] = fixed.index.get_indexer(pd.Index(cell))
+    held = bins[bins["sensor"] >= 0]
+    values = [*params.variables, *network.covariates]
+    merged = held.groupby(["period", "bin", "sensor", "cell_x", "cell_y"], as_index=False)[values].mean()
+    merged["longitude"] = fixed["longitude"].to_numpy()[merged["sensor"]]
+    merged["latitude"] = fixed["latitude"].to_numpy()[merged["sensor"]]
+    return pd.concat([bins[bins["sensor"] < 0], merged.assign(platform_id="", moving=False)], ignore_index=True), fixed
+
+
+def _roles(fixed: pd.DataFrame, network: Network, seed: int) -> np.ndarray:
+    projection = geometry.centred_on(fixed["longitude"].to_numpy(), fixed["latitude"].to_numpy())
+    position = geometry.to_km(fixed["longitude"].to_numpy(), fixed["latitude"].to_numpy(), projection)
+    return splits.held_out(list(fixed.index), position, fixed["frames"].to_numpy(), network.held_out, seed)
+
+
+def _covariates(table: pd.DataFrame, network: Network, learn: np.ndarray, mixed: bool) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Context covariates [O,F] and their names: each variable standardised (absent = 0, its mean), the share of them that is there
+    (`availability`), and `mobile` where fixed and moving sensors are context together."""
+    columns, names = [], list(network.covariates)
+    raw = table[names].to_numpy(np.float64)
+    for column, name in zip(raw.T, names, strict=True):
+        seen = column[learn & np.isfinite(column)]
+        if not len(seen) or not seen.std():
+            raise ValueError(f"covariate {name} has {len(seen)} training values, all the same: leave it out of network.covariates")
+        columns.append(np.nan_to_num((column - seen.mean()) / seen.std(), nan=0.0))
+    if names:
+        columns.append(np.isfinite(raw).mean(axis=1))
+        names.append("availability")
+    if mixed:
+        columns.append((table["sensor"] < 0).to_numpy(float))
+        names.append("mobile")
+    return (np.stack(columns, axis=1) if columns else np.zeros((len(table), 0))), tuple(names)
+
+
+# Fields -------------------------------------------------------------------------------------------------------------------------------
+
+
+def _from_field(params: Subsample, layout: Layout, key: str, ingested: Path, writer: sensors.Writer) -> DatasetInfo:
+    field = fields.open_field(ingested)
+    absent = [name for name in params.variables if name not in field]
+    if absent:
+        raise ValueError(f"{ingested} has no variable {', '.join(absent)}; it has {', '.join(map(str, field.data_vars))}")
+    field = field[list(params.variables)]
+    trajectories, frames = field.sizes.get("trajectory", 1), field.sizes["time"]
+    split = _field_split(params, key, field, trajectories, frames)
+    place, scale = _grid(field)
+    torus = field.attrs["geometry"] == "torus"
+    shape = (field.sizes["y"], field.sizes["x"])
+    # The same sensors in every frame of the one trajectory are fixed sensors; another trajectory has others.
+    fixed = trajectories == 1 and layout.strategy in FIXED
+
+    counts = np.zeros(trajectories * frames, np.int64)
+    n, mean, spread = 0, np.zeros(len(params.variables)), np.zeros(len(params.variables))
+    points = np.zeros((0, 0), np.int64)
+    owner = -1
+    for trajectory, first, truth in _pieces(field, params.variables):
+        if trajectory != owner:
+            points, owner = layout.sensors(shape, frames, torus, params.seed, trajectory), trajectory
+        at = points[first : first + len(truth)]
+        value = layout.observed(np.take_along_axis(truth, at[..., None], axis=1), params.seed, trajectory, first)
+        valid = np.isfinite(value).all(axis=-1)
+        start = trajectory * frames + first
+        counts[start : start + len(truth)] = valid.sum(axis=1)
+        writer.append("obs/value", value[valid])
+        writer.append("obs/position", place[at[valid]])
+        writer.append("obs/covariate", np.zeros((int(valid.sum()), 0)))
+        writer.append("obs/sensor", np.broadcast_to(np.arange(at.shape[1]) if fixed else np.full(at.shape[1], -1), at.shape)[valid])
+        writer.append("truth/value", truth)
+        # Moments of the training observations, merged piece by piece (Chan et al. 1983), in the order of the data.
+        seen = value[(split[start : start + len(truth)] == sensors.TRAIN)[:, None] & valid].astype(np.float64)
+        if len(seen):
+            shift = seen.mean(axis=0) - mean
+            spread += ((seen - seen.mean(axis=0)) ** 2).sum(axis=0) + shift**2 * n * len(seen) / (n + len(seen))
+            mean, n = mean + shift * len(seen) / (n + len(seen)), n + len(seen)
+    if not n:
+        raise ValueError(f"{key}: no training frame of {ingested} has a finite value at a sensor")
+
+    frame_start = np.arange(trajectories + 1) * frames
+    step, time, calendar = _time(field)
+    arrays = {
+        "frame/obs_start": np.concatenate([[0], np.cumsum(counts)]),
+        "frame/time": np.tile(time, trajectories),
+        "frame/split": split,
+        "trajectory/frame_start": frame_start,
+        "truth/position": place,
+        "truth/shape": np.array(shape),
+        **splits.cases(split, frame_start, counts, params.cases),
+    }
+    if fixed:
+        arrays |= {"sensor/position": place[points[0]], "sensor/role": np.full(points.shape[1], sensors.CONTEXT)}
+    for name, array in arrays.items():
+        writer.append(name, array)
+    return _info(
+        params,
+        key,
+        mean=mean,
+        std=np.sqrt(spread / n),
+        geometry=field.attrs["geometry"],
+        step=step,
+        utc_offset=0.0,
+        n_sensors=points.shape[1] if fixed else 0,
+        context_covariates=(),
+        simulated=not calendar,
+        **scale,
+    )
+
+
+def _pieces(field: xr.Dataset, variables: tuple[str, ...]) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(trajectory, first frame, values [t,P,C]) in order, as the field is stored, so that each stored chunk is read once or few times."""
+    times = _stored(field, "time")
+    for block in _stored(field, "trajectory") if "trajectory" in field.dims else [None]:
+        part = field if block is None else field.isel(trajectory=block)
+        if len(times) == 1:
+            part = part.compute()
+        for number in range(part.sizes.get("trajectory", 1)):
+            one = part.isel(trajectory=number) if block is not None else part
+            for piece in times:
+                cube = [one[name].isel(time=piece).transpose("time", "y", "x").to_numpy() for name in variables]
+                values = np.stack(cube, axis=-1).reshape(len(cube[0]), -1, len(variables))
+                yield (block.start if block is not None else 0) + number, piece.start, values
+
+
+def _stored(field: xr.Dataset, dim: str) -> list[slice]:
+    """The chunks of a dimension, as slices."""
+    edges = np.concatenate([[0], np.cumsum(field.chunksizes.get(dim, (field.sizes[dim],)))])
+    return [slice(int(a), int(b)) for a, b in pairwise(edges)]
+
+
+def _field_split(params: Subsample, key: str, field: xr.Dataset, trajectories: int, frames: int) -> np.ndarray:
+    if params.split is not None:
+        return np.tile(splits.time_blocks(frames, params.split, f"each trajectory of {key}"), trajectories)
+    if "role" not in field.coords:
+        raise ValueError(
+            f"subsample.{key} has no `split`, and the field of {params.source} no coordinate role(trajectory): give one of them"
+        )
+    return splits.by_role(field["role"].values.tolist(), np.full(trajectories, frames))
+
+
+def _grid(field: xr.Dataset) -> tuple[np.ndarray, dict[str, Any]]:
+    """Positions [P,2] of the grid points in (y, x) order, and how they are scaled."""
+    if "latitude" in field.coords:
+        longitude, latitude = np.meshgrid(field["longitude"].values, field["latitude"].values)
+        projection = geometry.centred_on(longitude, latitude)
+        place = geometry.to_km(longitude, latitude, projection).reshape(-1, 2)
+        return place, {"centre": (0.0, 0.0), "half_extent": float(np.abs(place).max()), "projection": projection}
+    x, y = np.meshgrid(field["x"].values, field["y"].values)
+    place = np.stack([x, y], axis=-1).reshape(-1, 2)
+    if field.attrs["geometry"] == "torus":
+        return place, {"centre": (0.5, 0.5), "half_extent": 0.5, "projection": None}
+    low, high = place.min(axis=0), place.max(axis=0)
+    return place, {"centre": tuple(((low + high) / 2).tolist()), "half_extent": float((high - low).max() / 2), "projection": None}
+
+
+def _time(field: xr.Dataset) -> tuple[float, np.ndarray, bool]:
+    """Nominal step, time of the frames, and whether they are hours of the calendar (since 1970)."""
+    time = field["time"].values
+    calendar = bool(np.issubdtype(time.dtype, np.datetime64))
+    if calendar:
+        time = (time - np.datetime64("1970-01-01")) / np.timedelta64(1, "h")
+    time = time.astype(np.float64)
+    return float(np.median(np.diff(time))), time, calendar
+
+
+def _info(params: Subsample, key: str, *, mean: np.ndarray, std: np.ndarray, simulated: bool = False, **values: Any) -> DatasetInfo:
+    known = [lexicon.lookup(name) for name in params.variables]
+    return DatasetInfo(
+        name=key,
+        variables=params.variables,
+        units=tuple(v.unit for v in known),
+        mean=tuple(map(float, mean)),
+        std=tuple(map(float, std)),
+        limits=tuple(v.fail for v in known),
+        space=("x", "y"),
+        position_unit="km" if values["projection"] else "1",
+        time_unit="1" if simulated else "h",
+        time_origin="" if simulated else "1970-01-01T00:00:00Z",
+        query_covariates=() if simulated else params.calendar,
+        **values,
+    )
