@@ -70,6 +70,7 @@ def build(
     published = publish_datasets(outcome, unavailable) if publish else {}
     artifacts.show(outcome, unavailable, published)
     failed = [name for name, result in outcome.items() if result == "Failed"]
+    failed += [f"publish@{key} ({text})" for key, text in published.items() if not text.startswith(("published", "unchanged"))]
     if failed:
         return Failed(message=f"failed: {', '.join(failed)}; see the logs of these tasks")
     counts = ", ".join(f"{list(outcome.values()).count(name)} {name.lower()}" for name in ("Ran", "Cached", "Skipped", "Blocked"))
