@@ -5,19 +5,38 @@
 
 Geographic fields carry `latitude(y)`, `longitude(x)` (longitude -180..180) and UTC datetime64 `time`; simulations carry model coordinates
 `y`, `x` on [0, 1) and float `time` in model units. Coordinates increase. Dataset attributes: `Conventions`, `title`, `license`, `source`,
-`history` without any clock, `geometry` ("plane" | "torus").
+`history` without any clock, `geometry` ("plane" | "torus"). Optional coordinates say more about a frame or a trajectory: `expver(time)`,
+`role(trajectory)` ("train", "validation", "test"), `seed(trajectory)`.
+
+A field is written in two steps, so that it never has to fit in memory: `create` lays down everything but the values, `write_block` fills
+one stretch of trajectories or frames. `block_length` is how long a stretch should be.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Hashable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
+import zarr
+import zarr.codecs
 
 from pipeline import lexicon
 
 DIMS = ("trajectory", "time", "y", "x")
+DESCRIBED_BY = ("title", "license", "source", "history", "geometry")
+CHUNK_BYTES = 4 << 20
+
+_AXES = {
+    "time": {"standard_name": "time", "axis": "T"},
+    "latitude": {"standard_name": "latitude", "units": "degrees_north"},
+    "longitude": {"standard_name": "longitude", "units": "degrees_east"},
+    "y": {"axis": "Y"},
+    "x": {"axis": "X"},
+}
 
 
 def open_field(folder: Path) -> xr.Dataset:
@@ -64,3 +83,89 @@ def check(field: xr.Dataset) -> list[str]:
     if geographic and "longitude" in field.coords and (field["longitude"].max() > 180 or field["longitude"].min() < -180):
         problems.append("longitude must lie in -180..180")
     return problems
+
+
+def block_length(sizes: Mapping[Hashable, int]) -> int:
+    """How many trajectories (or frames, where there are no trajectories) make one chunk of about 4 MiB of one variable."""
+    first = next(dim for dim in DIMS if dim in sizes)
+    row = 4 * math.prod(size for dim, size in sizes.items() if dim in DIMS and dim != first)
+    return max(1, min(sizes[first], CHUNK_BYTES // max(1, row)))
+
+
+def create(path: Path, coordinates: xr.Dataset, variables: Mapping[str, Mapping[str, Any]]) -> None:
+    """Lay down a field whose values are still missing: CF coordinates, attributes, empty float32 arrays (NaN).
+
+    `coordinates` has the coordinates, the sizes of all dimensions and the attributes DESCRIBED_BY; `variables` maps each short name of
+    the lexicon to attributes on top of the lexicon's (`cell_methods`, ...). The same arguments give the same bytes.
+    """
+    missing = [name for name in DESCRIBED_BY if name not in coordinates.attrs]
+    if missing:
+        raise ValueError(f"{path}: a field needs the attributes {', '.join(DESCRIBED_BY)}; {', '.join(missing)} not given")
+    field = _described(coordinates)
+    field.to_zarr(path, mode="w-", zarr_format=3, consolidated=False, encoding=_encoding(field))
+    group = zarr.open_group(path, mode="r+")
+    dims = [dim for dim in DIMS if dim in field.sizes]
+    shape = tuple(field.sizes[dim] for dim in dims)
+    for name, more in variables.items():
+        known = lexicon.lookup(name)
+        attrs = {"long_name": known.long_name, "units": known.unit, "coordinates": _auxiliary(field), "_FillValue": "AAAAAAAA+H8=", **more}
+        if known.standard_name:
+            attrs["standard_name"] = known.standard_name
+        group.create_array(
+            name,
+            shape=shape,
+            chunks=(block_length(field.sizes), *shape[1:]),
+            dtype="f4",
+            fill_value=float("nan"),
+            compressors=zarr.codecs.ZstdCodec(level=3),
+            dimension_names=dims,
+            attributes=dict(sorted(attrs.items())),
+        )
+
+
+def write_block(path: Path, name: str, start: int, values: np.ndarray) -> None:
+    """Fill `values` (block, ...) into a created field from trajectory or frame `start` on; blocks of `block_length` rewrite no chunk."""
+    array = zarr.open_array(path / name, mode="r+")
+    array[start : start + len(values)] = values.astype("f4", copy=False)
+
+
+def write_field(field: xr.Dataset, path: Path) -> None:
+    """Write a whole field, which may be lazy, block by block."""
+    create(path, field.drop_vars(list(field.data_vars)), {str(name): field[name].attrs for name in field.data_vars})
+    length = block_length(field.sizes)
+    for name, array in field.data_vars.items():
+        ordered = array.transpose(*(dim for dim in DIMS if dim in array.dims))
+        for start in range(0, len(ordered), length):
+            write_block(path, str(name), start, ordered[start : start + length].values)
+
+
+def _described(field: xr.Dataset) -> xr.Dataset:
+    """Add CF and ACDD attributes that follow from the coordinates."""
+    field = field.drop_encoding()
+    for name, attrs in _AXES.items():
+        if name in field.coords:
+            field[name].attrs.update(attrs)
+    field.attrs["Conventions"] = "CF-1.11, ACDD-1.3"
+    if "latitude" in field.coords:
+        for name, short in (("latitude", "lat"), ("longitude", "lon")):
+            field.attrs[f"geospatial_{short}_min"] = float(field[name].min())
+            field.attrs[f"geospatial_{short}_max"] = float(field[name].max())
+        first, last = (np.datetime_as_string(field["time"].values[i], unit="s") + "Z" for i in (0, -1))
+        field.attrs.update(time_coverage_start=first, time_coverage_end=last)
+    else:
+        field["time"].attrs["long_name"] = "model time"
+        field["time"].attrs.pop("standard_name")  # CF's `time` needs a unit of time; this one is dimensionless
+        field["time"].attrs["units"] = "1"
+    field.attrs = dict(sorted(field.attrs.items()))
+    return field
+
+
+def _encoding(field: xr.Dataset) -> dict[Hashable, dict[str, Any]]:
+    encoding: dict[Hashable, dict[str, Any]] = {name: {"chunks": field[name].shape} for name in field.coords if field[name].ndim}
+    if np.issubdtype(field["time"].dtype, np.datetime64):
+        encoding["time"] |= {"units": "seconds since 1970-01-01T00:00:00Z", "calendar": "standard", "dtype": "int64"}
+    return encoding
+
+
+def _auxiliary(field: xr.Dataset) -> str:
+    return " ".join(str(name) for name in field.coords if name not in field.dims)

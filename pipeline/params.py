@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
-
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -16,6 +15,11 @@ class Section(BaseModel):
     """Base of every params section: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def chosen(cls, raw: Any) -> type[Section]:
+        """The model that the raw section has to satisfy: this one, or one that it names (a source's, an equation's)."""
+        return cls
 
 
 class ParamsError(ValueError):
@@ -38,6 +42,8 @@ def read(path: Path, dotted: str) -> Any:
 
 def validated(raw: Any, model: type[S], dotted: str, path: Path | str = "params.yaml") -> S:
     """Check a raw section against its model; all offenders in one message, each with its dotted name."""
+    if issubclass(model, Section):
+        model = cast(type[S], model.chosen(raw))
     try:
         return model.model_validate(raw if raw is not None else {})
     except ValidationError as error:

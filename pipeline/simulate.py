@@ -1,0 +1,94 @@
+"""Generate a simulated field: `simulate.KEY` of params.yaml -> FOLDER/field.zarr and FOLDER/ingest.json.
+
+Batches of trajectories stream to disk, so memory does not grow with their number. A killed run goes on where it stopped (what it has
+finished waits in `.KEY.resume` beside the result) and ends with the bytes of an uninterrupted one.
+An equation is a line in EQUATIONS and a module with `Params`, `VARIABLE`, `coordinates(params)`, `seeds(params)`, `solve(params, seeds)`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from pipeline import atomic, fields, workers
+from pipeline.params import ParamsError, Section
+
+EQUATIONS = {"navier_stokes": "pipeline.navier_stokes"}
+
+
+class Simulation(Section):
+    """A section of `simulate`: its `equation` says which further parameters it has."""
+
+    equation: str
+
+    @classmethod
+    def chosen(cls, raw: Any) -> type[Section]:
+        name = raw.get("equation") if isinstance(raw, dict) else None
+        if name not in EQUATIONS:
+            raise ParamsError(f"unknown equation {name!r}: pipeline/simulate.py knows {', '.join(EQUATIONS)}")
+        return import_module(EQUATIONS[name]).Params
+
+
+def params_model(key: str) -> type[Section]:
+    return Simulation
+
+
+def run(params: Any, key: str, *, out: Path) -> None:
+    """Simulate the trajectories of one data set into the folder `out`. FIELDCAST_WORKERS sets the number of threads."""
+    equation = import_module(EQUATIONS[params.equation])
+    coordinates, seeds = equation.coordinates(params), equation.seeds(params)
+    recipe = {
+        "source": "simulation",
+        "key": key,
+        "params": params.model_dump(mode="json"),
+        "trajectories": dict(Counter(coordinates["role"].values.tolist())),
+        "frames": coordinates.sizes["time"],
+    }
+    partial = out.with_name(f".{out.name}.resume")
+    field = partial / "field.zarr"
+    _prepare(partial, recipe, lambda: fields.create(field, coordinates, {equation.VARIABLE: {}}))
+
+    length = fields.block_length(coordinates.sizes)
+    starts = [start for start in range(0, len(seeds), length) if not _written(field, equation.VARIABLE, start // length)]
+
+    def simulate(start: int) -> None:
+        fields.write_block(field, equation.VARIABLE, start, equation.solve(params, seeds[start : start + length]))
+
+    with ThreadPoolExecutor(workers.count()) as pool:  # FFTs release the interpreter lock
+        for _ in _shown(pool.map(simulate, starts), f"simulate {key}", len(starts)):
+            pass
+    with atomic.writing(out) as temporary:
+        partial.rename(temporary)
+
+
+def _prepare(partial: Path, recipe: dict[str, Any], create: Callable[[], None]) -> None:
+    """Keep the batches of a killed run of the same recipe, or start an empty field. With a recipe, which comes last, the field is whole."""
+    written = partial / "ingest.json"
+    text = json.dumps(recipe, indent=1, sort_keys=True) + "\n"
+    if written.exists() and written.read_text(encoding="utf-8") == text:
+        for broken in partial.rglob("*.partial"):  # a chunk that was being written
+            broken.unlink()
+        return
+    atomic.remove(partial)
+    partial.mkdir(parents=True)
+    create()
+    written.write_text(text, encoding="utf-8")
+
+
+def _written(field: Path, variable: str, chunk: int) -> bool:
+    """Is this chunk of trajectories there? Zarr moves a chunk into place when it is whole."""
+    return (field / variable / "c" / str(chunk) / "0" / "0" / "0").exists()
+
+
+def _shown(steps: Iterable[None], title: str, total: int) -> Iterable[None]:
+    """The steps, with a progress bar on a terminal and silent elsewhere."""
+    console = Console(stderr=True)
+    return track(steps, description=title, total=total, console=console, disable=not console.is_terminal)
