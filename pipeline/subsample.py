@@ -205,9 +205,8 @@ def _binned(params: Subsample, network: Network, checked: Path) -> pd.DataFrame:
         sums.append(_summed(_celled(kept, network.cells), keys))
     absent = [name for name in wanted if name not in seen]
     if absent:
-        raise ValueError(
-            f"{checked} holds no row of {', '.join(absent)}; it has {', '.join(sorted(seen)) or 'none of the variables asked for'}"
-        )
+        held = {name for path in observations.partitions(checked) for name in pd.read_parquet(path, columns=["variable"])["variable"]}
+        raise ValueError(f"{checked} holds no row of {', '.join(absent)}; it has {', '.join(sorted(held))}")
     total = _summed(pd.concat(sums), keys)
     log.info("%s: read %d rows, left out %d with a flag above %d", checked, read, flagged, network.max_flag)
     means = total["value"].div(total["count"]).unstack("variable").reindex(columns=wanted)
@@ -395,8 +394,8 @@ def _from_field(params: Subsample, layout: Layout, key: str, ingested: Path, wri
 
 def _pieces(field: xr.Dataset, variables: tuple[str, ...]) -> Iterator[tuple[int, int, np.ndarray]]:
     """(trajectory, first frame, values [t,P,C]) in order, as the field is stored, so that each stored chunk is read once or few times."""
-    times = _stored(field, "time")
-    for block in _stored(field, "trajectory") if "trajectory" in field.dims else [None]:
+    times = _stored(field[variables[0]], "time")
+    for block in _stored(field[variables[0]], "trajectory") if "trajectory" in field.dims else [None]:
         part = field if block is None else field.isel(trajectory=block)
         if len(times) == 1:
             part = part.compute()
@@ -408,9 +407,9 @@ def _pieces(field: xr.Dataset, variables: tuple[str, ...]) -> Iterator[tuple[int
                 yield (block.start if block is not None else 0) + number, piece.start, values
 
 
-def _stored(field: xr.Dataset, dim: str) -> list[slice]:
+def _stored(array: xr.DataArray, dim: str) -> list[slice]:
     """The chunks of a dimension, as slices."""
-    edges = np.concatenate([[0], np.cumsum(field.chunksizes.get(dim, (field.sizes[dim],)))])
+    edges = np.concatenate([[0], np.cumsum(array.chunksizes.get(dim, (array.sizes[dim],)))])
     return [slice(int(a), int(b)) for a, b in pairwise(edges)]
 
 
