@@ -1,0 +1,369 @@
+"""Stage evaluate: score a run, or all baselines, on the frozen test cases of a sensor dataset.
+
+    OUT/blocks.parquet, scores.parquet, scores.json   the score table, pipeline/scores.py
+    OUT/metrics.json     a few numbers for `dvc metrics show`: model -> stratum -> lead -> metric
+    OUT/leads.csv        scores by lead for `dvc plots show`
+    OUT/examples.parquet predictions of a few cases beside the truth, for pictures
+
+Cases stream through in batches; what stays in memory are sums per bootstrap block. The batch size does not change a byte of them
+(as far as it does not change the predictions): each sample is summed by itself, and samples are added in the order of the cases.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import Field, field_validator
+
+from models.contract import DatasetInfo, FieldPrediction, Frames, Predictor
+from pipeline import atomic, predict, runs, scores
+from pipeline import sensors as sensor_data
+from pipeline.batches import CONTEXT_SENSOR, GRID_POINT, HELD_SENSOR, CaseBatch, cases
+from pipeline.bootstrap import Bootstrap
+from pipeline.metrics import POINT_STATISTICS, SAMPLE_STATISTICS, STATISTICS, Outcome
+from pipeline.params import Section
+from pipeline.sensors import SensorDataset
+
+log = logging.getLogger(__name__)
+
+BASELINES = "baselines"  # the MODEL whose run folder holds one folder per baseline
+SPLIT = "test"
+STRATA = tuple(scores.STRATA)  # context, held_out, between, field
+_AT_SENSOR = 1e-5  # of half_extent: a grid point this near an observation is the sensor's own
+_EXAMPLE = {
+    "model": "str", "case": "int64", "time": "float64", "lead": "float64", "point": "int32", "sensor": "int32", "kind": "int8",
+    "x": "float32", "y": "float32", "variable": "str", "truth": "float32", "mean": "float32", "low": "float32", "high": "float32",
+}  # fmt: skip
+_SHOWN = ("rmse", "mae", "crps", "rel_mse", "rel_l2", "coverage_90")
+
+
+class Params(Section):
+    leads: tuple[int, ...] = Field(min_length=1)  # frames
+    batch: int = Field(ge=1)  # cases at once
+    cases: int | None = Field(default=None, ge=1)  # so many of the frozen cases, evenly spread; None is all
+    distance_edges: tuple[float, ...] = ()  # inner edges of the distance bins, in the dataset's position unit
+    examples: int = Field(default=2, ge=0)  # cases whose predictions are kept for pictures
+    bootstrap: Bootstrap = Bootstrap()
+
+    @field_validator("leads", "distance_edges")
+    @classmethod
+    def _rising(cls, numbers: tuple[float, ...]) -> tuple[float, ...]:
+        if list(numbers) != sorted(set(numbers)) or (numbers and numbers[0] < 0):
+            raise ValueError("must increase strictly and not be negative")
+        return numbers
+
+
+def params_model(key: str, model: str) -> type[Params]:
+    return Params
+
+
+def run(params: Params, key: str, model: str, *, sensors: Path, run: Path, out: Path) -> None:
+    """Score the run folder `run` (or each one in it) and write the score folder."""
+    dataset = sensor_data.read(sensors)
+    device = os.environ.get("FIELDCAST_DEVICE", "cpu")
+    folders = runs.folders(run)
+    if not folders:
+        raise ValueError(f"{run} holds no run folder: fit the baselines or train the model first")
+    baselines = model == BASELINES
+    tables, examples = [], []
+    for folder in folders:
+        loaded = runs.load(folder, dataset.info, device)
+        name = folder.name if baselines else model
+        what = {
+            "role": "baseline" if baselines else "model",
+            "kind": loaded.name,
+            "tasks": sorted(loaded.predictor.tasks),
+            "context_frames": loaded.context_frames,
+            "weights_sha256": loaded.weights_sha256,
+        }
+        table, kept = score(dataset, loaded.predictor, loaded.context_frames, name, what, params, device)
+        tables.append(table)
+        examples.append(kept)
+        log.info("scored %s on %d cases of %s", name, table.about["cases"]["count"], key)
+    table = scores.merge(tables)
+    with atomic.writing(out) as made:
+        scores.write(made, table)
+        (made / "metrics.json").write_text(json.dumps(headline(table), indent=1) + "\n", encoding="utf-8")
+        by_lead(table).to_csv(made / "leads.csv", index=False, float_format="%.6g", lineterminator="\n")
+        pd.concat(examples, ignore_index=True).to_parquet(made / "examples.parquet", index=False, compression="zstd")
+
+
+def score(
+    dataset: SensorDataset,
+    predictor: Predictor,
+    context_frames: int,
+    name: str,
+    what: Mapping[str, Any],
+    params: Params,
+    device: str = "cpu",
+) -> tuple[scores.Table, pd.DataFrame]:
+    """The score table of one predictor, and its predictions of the example cases."""
+    info = dataset.info
+    number = np.flatnonzero(np.asarray(dataset["cases/split"]) == sensor_data.SPLITS[SPLIT])
+    if params.cases is not None and params.cases < len(number):
+        number = number[np.linspace(0, len(number) - 1, params.cases).round().astype(int)]
+    blocks = np.unique(np.asarray(dataset["cases/block"])[number])
+    shown = set(number[np.linspace(0, len(number) - 1, params.examples + 2).round().astype(int)[1:-1]]) if len(number) else set()
+    sums = Sums(blocks, params.leads, params.distance_edges, len(info.variables))
+    digest, examples, distribution = hashlib.sha256(), [], "mean only"
+    able = np.array([bool(predictor.tasks & {scores.task(stratum, lead) for stratum in STRATA}) for lead in params.leads])
+    if not able.any():
+        raise ValueError(f"{name} claims the tasks {sorted(predictor.tasks)}, none of which the leads {list(params.leads)} ask for")
+    for part in cases(dataset, SPLIT, context_frames, params.leads, params.batch, params.cases):
+        strata = sums.strata(part, info.half_extent)
+        _update(digest, part, strata)
+        answer = _predict(predictor, part, able, device, info)
+        problem = _not_finite(answer, part, able)
+        if problem:
+            raise ValueError(f"{name} on {info.name}: {problem}")
+        distribution = sums.add(part, strata, answer, able, predictor.levels, info)
+        examples += [_example(part, b, answer, able, name, predictor.levels, info) for b, i in enumerate(part.index) if i in shown]
+    about = {
+        "dataset": info.name,
+        "split": SPLIT,
+        "cases": {"count": len(number), "blocks": len(blocks), "sha256": digest.hexdigest()},
+        "leads": [lead * info.step for lead in params.leads],
+        "time_unit": info.time_unit,
+        "position_unit": info.position_unit,
+        "units": dict(zip(info.variables, info.units, strict=True)),
+        "distance_edges": list(params.distance_edges),
+        "bootstrap": params.bootstrap.model_dump(),
+        "models": {name: {**what, "distribution": distribution}},
+    }
+    table = scores.build(about, sums.table(name, info, predictor.tasks))
+    empty = pd.DataFrame({column: pd.Series(dtype=kind) for column, kind in _EXAMPLE.items()})
+    return table, pd.concat(examples, ignore_index=True).astype(_EXAMPLE) if examples else empty
+
+
+@dataclass
+class Sums:
+    """Additive statistics [block, lead, stratum, distance, variable, statistic]; distance 0 is all of them together."""
+
+    blocks: np.ndarray
+    leads: tuple[int, ...]
+    edges: tuple[float, ...]
+    variables: int
+    total: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.total = np.zeros((len(self.blocks), len(self.leads), len(STRATA), self.bins + 1, self.variables, len(STATISTICS)))
+
+    @property
+    def bins(self) -> int:
+        return len(self.edges) + 1
+
+    def strata(self, part: CaseBatch, half_extent: float) -> tuple[np.ndarray, np.ndarray]:
+        """Stratum (index into STRATA, never `field`) and distance bin of every query, both [B,Q]."""
+        at_sensor = part.distance <= _AT_SENSOR * half_extent
+        stratum = np.where(part.kind == HELD_SENSOR, 1, np.where((part.kind == CONTEXT_SENSOR) | at_sensor, 0, 2))
+        return stratum, np.digitize(part.distance, self.edges)
+
+    def add(
+        self,
+        part: CaseBatch,
+        strata: tuple[np.ndarray, np.ndarray],
+        answer: FieldPrediction,
+        able: np.ndarray,
+        levels: tuple[float, ...],
+        info: DatasetInfo,
+    ) -> str:
+        """Add a batch of cases with the predictions of the frames `able` [S]; returns what form of uncertainty these have."""
+        query, (stratum, bins) = part.batch.query, strata
+        b, s, q = at = np.nonzero(query.mask.numpy() & able[None, :, None])
+        outcome = _outcome(query, answer, at, (np.cumsum(able) - 1)[s], levels, info)
+        shape = (len(part.index), len(self.leads), 3, self.bins)
+        cell = np.ravel_multi_index((b, s, stratum[b, q], bins[b, q]), shape)
+        size = int(np.prod(shape))
+        count = np.bincount(cell, minlength=size).reshape(shape)
+        sample = np.zeros((*shape, self.variables, len(STATISTICS)))
+        sample[..., STATISTICS.index("n")] = count[..., None]
+        for name, statistic in POINT_STATISTICS.items():
+            values = statistic(outcome)
+            for c in range(self.variables):
+                column = np.nan if values is None else np.bincount(cell, values[:, c], minlength=size).reshape(shape)
+                sample[..., c, STATISTICS.index(name)] = column
+        sample = np.concatenate([sample.sum(axis=3, keepdims=True), sample], axis=3)
+        gridded = bool((part.kind == GRID_POINT).any())
+        whole = sample[:, :, 0:1] + sample[:, :, 2:3] if gridded else np.zeros_like(sample[:, :, 0:1])
+        sample = np.concatenate([sample, whole], axis=2)
+        sample[..., STATISTICS.index("samples")] = sample[..., STATISTICS.index("n")] > 0
+        named = {name: sample[..., i] for i, name in enumerate(STATISTICS)}
+        for name, of_sample in SAMPLE_STATISTICS.items():
+            sample[..., STATISTICS.index(name)] = of_sample(named)
+        for row, one in zip(np.searchsorted(self.blocks, part.block), sample, strict=True):
+            self.total[row] += one
+        return outcome.distribution
+
+    def table(self, model: str, info: DatasetInfo, tasks: frozenset[str]) -> pd.DataFrame:
+        """blocks.parquet of one predictor; cells without a point, or of a task it does not claim, are left out."""
+        bins = ["all", *distance_labels(self.edges)]
+        kept = self.total[..., STATISTICS.index("n")] > 0
+        claimed = np.array([[scores.task(stratum, lead) in tasks for stratum in STRATA] for lead in self.leads])
+        kept &= claimed[None, :, :, None, None]
+        block, lead, stratum, distance, variable = np.nonzero(kept)
+        table = pd.DataFrame(
+            {
+                "model": model,
+                "variable": np.array(info.variables)[variable],
+                "stratum": np.array(STRATA)[stratum],
+                "distance": np.array(bins)[distance],
+                "lead": np.array(self.leads)[lead] * info.step,
+                "block": block.astype(np.int64),
+            }
+        )
+        # Distances matter where no sensor is; elsewhere they would only repeat "all".
+        sums = pd.DataFrame(self.total[kept], columns=list(STATISTICS))
+        wanted = (table["distance"] == "all") | table["stratum"].isin(["held_out", "between"]) & bool(self.edges)
+        return pd.concat([table, sums], axis=1)[wanted].reset_index(drop=True)
+
+
+def distance_labels(edges: tuple[float, ...]) -> list[str]:
+    """Names of the distance bins, in order: "0-5", "5-10", ">10"; none where there is a single bin."""
+    if not edges:
+        return ["any"]
+    return [*(f"{low:g}-{high:g}" for low, high in zip((0.0, *edges), edges, strict=False)), f">{edges[-1]:g}"]
+
+
+def headline(table: scores.Table) -> dict[str, Any]:
+    """A few numbers of a table, small enough to read in a terminal: model -> variable -> stratum -> lead -> metric."""
+    rows = table.select(distance="all")
+    out: dict[str, Any] = {}
+    for row in rows[rows["metric"].isin(_SHOWN)].to_dict("records"):
+        place = out
+        for key in (row["model"], row["variable"], row["stratum"], f"lead {row['lead']:g}"):
+            place = place.setdefault(key, {})
+        place[row["metric"]] = float(f"{row['value']:.4g}")
+    return out
+
+
+def by_lead(table: scores.Table) -> pd.DataFrame:
+    """Scores by lead, one column a metric: lead, model, variable, stratum, n, ..."""
+    rows = table.select(distance="all")
+    rows = rows[rows["metric"].isin(_SHOWN)]
+    index = ["model", "variable", "stratum", "lead", "n"]
+    wide = rows.pivot(index=index, columns="metric", values="value").reindex(columns=list(_SHOWN)).reset_index()
+    order = pd.Categorical(wide["model"], list(table.about["models"]))
+    return wide.assign(order=order).sort_values(["stratum", "variable", "order", "lead"]).drop(columns="order")
+
+
+def _predict(predictor: Predictor, part: CaseBatch, able: np.ndarray, device: str, info: DatasetInfo) -> FieldPrediction:
+    """Physical predictions of the query frames `able` [S]; the truth does not leave this file."""
+    hidden = {f.name: getattr(part.batch.query, f.name) for f in fields(Frames) if f.name != "value"}
+    query = Frames(**{name: tensor[:, able] for name, tensor in hidden.items() if tensor is not None})
+    with torch.inference_mode():
+        return predict.physical(predictor.predict(part.batch.context.to(device), query.to(device)), info)
+
+
+def _not_finite(answer: FieldPrediction, part: CaseBatch, able: np.ndarray) -> str:
+    """What is wrong with predictions at scored points, "" if nothing."""
+    known = part.batch.query.mask[:, able]
+    members = None if answer.samples is None else answer.samples.movedim(0, -1)
+    given = {"mean": answer.mean, "scale": answer.scale, "quantiles": answer.quantiles, "samples": members}
+    for name, array in given.items():
+        if array is None:
+            continue
+        bad = ~torch.isfinite(array).flatten(3).all(-1) & known
+        if bad.any():
+            b, s, q = (int(i) for i in bad.nonzero()[0])
+            lead = np.asarray(part.leads)[able][s]
+            first = f"first in case {part.index[b]}, lead {lead}, point {q}"
+            return f"{int(bad.sum())} predictions ({name}) are not finite, {first}: the model or its training data must be mended"
+    if answer.scale is not None and (answer.scale < 0).any():
+        return f"{int((answer.scale < 0).sum())} standard deviations are negative, the model must not give such"
+    return ""
+
+
+def _outcome(
+    query: Frames, answer: FieldPrediction, at: tuple[np.ndarray, ...], row: np.ndarray, levels: tuple[float, ...], info: DatasetInfo
+) -> Outcome:
+    """Predictions and truth at the queries `at` = (b, s, q); `row` [P] is the frame of the answer that holds each."""
+    assert query.value is not None
+    b, _, q = at
+
+    def points(tensor: torch.Tensor) -> np.ndarray:
+        return tensor.numpy()[b, row, q].astype(np.float64)
+
+    return Outcome(
+        truth=_physical(query.value.numpy()[at], info),
+        mean=points(answer.mean),
+        scale=None if answer.scale is None else points(answer.scale),
+        quantiles=None if answer.quantiles is None else points(answer.quantiles),
+        samples=None if answer.samples is None else answer.samples.numpy()[:, b, row, q].astype(np.float64),
+        levels=levels,
+    )
+
+
+def _physical(value: np.ndarray, info: DatasetInfo) -> np.ndarray:
+    return value.astype(np.float64) * np.asarray(info.std) + np.asarray(info.mean)
+
+
+def _example(
+    part: CaseBatch, b: int, answer: FieldPrediction, able: np.ndarray, model: str, levels: tuple[float, ...], info: DatasetInfo
+) -> pd.DataFrame:
+    """One case as long rows; truth is NaN where it is unknown, low and high (5 % and 95 %) where there is no distribution."""
+    query = part.batch.query
+    frames, points = int(able.sum()), query.mask.shape[2]
+    at = tuple(np.indices((1, frames, points)).reshape(3, -1))
+    assert query.value is not None
+    only = slice(b, b + 1)
+    one = Frames(query.position[only, able], query.mask[only, able], query.time[only, able], query.value[only, able])
+    alone = FieldPrediction(
+        mean=answer.mean[only],
+        scale=None if answer.scale is None else answer.scale[only],
+        quantiles=None if answer.quantiles is None else answer.quantiles[only],
+        samples=None if answer.samples is None else answer.samples[:, only],
+    )
+    outcome = _outcome(one, alone, at, at[1], levels, info)
+    _, s, q = at
+    position = one.position.numpy()[at].astype(np.float64) * info.half_extent + np.asarray(info.centre)
+    low, high = outcome.quantile(0.05), outcome.quantile(0.95)
+    unknown = ~one.mask.numpy()[at]
+    parts = [
+        pd.DataFrame(
+            {
+                "model": model,
+                "case": part.index[b],
+                "time": one.time.numpy()[0, s],
+                "lead": np.asarray(part.leads)[able][s] * info.step,
+                "point": q,
+                "sensor": -1 if query.sensor is None else query.sensor.numpy()[b][able][s, q],
+                "kind": part.kind[b, q],
+                "x": position[:, 0],
+                "y": position[:, 1],
+                "variable": name,
+                "truth": np.where(unknown, np.nan, outcome.truth[:, c]),
+                "mean": outcome.mean[:, c],
+                "low": np.nan if low is None else low[:, c],
+                "high": np.nan if high is None else high[:, c],
+            }
+        )
+        for c, name in enumerate(info.variables)
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _update(digest: Any, part: CaseBatch, strata: tuple[np.ndarray, np.ndarray]) -> None:
+    """Add the questions and answers of a batch to the hash of the cases, case by case, so that the batch size does not matter."""
+    query = part.batch.query
+    assert query.value is not None
+    for b in range(len(part.index)):
+        for array in (
+            np.array([part.index[b], part.block[b]], "<i8"),
+            query.time[b].numpy().astype("<f8"),
+            query.position[b].numpy().astype("<f4"),
+            query.mask[b].numpy().astype("u1"),
+            np.where(query.mask[b].numpy()[..., None], query.value[b].numpy(), 0).astype("<f4"),
+            strata[0][b].astype("<i8"),
+            strata[1][b].astype("<i8"),
+        ):
+            digest.update(np.ascontiguousarray(array).tobytes())
