@@ -409,7 +409,7 @@ def _pieces(field: xr.Dataset, variables: tuple[str, ...]) -> Iterator[tuple[int
 
 def _stored(array: xr.DataArray, dim: str) -> list[slice]:
     """The chunks of a dimension, as slices."""
-    edges = np.concatenate([[0], np.cumsum(array.chunksizes.get(dim, (array.sizes[dim],)))])
+    edges = np.concatenate([[0], np.cumsum(array.variable.chunksizes.get(dim, (array.sizes[dim],)))])
     return [slice(int(a), int(b)) for a, b in pairwise(edges)]
 
 

@@ -275,7 +275,7 @@ def wave_field(folder: Path, frames: int = 6, grid: int = 8, chunks: dict[str, i
     axis = np.arange(grid) / grid
     points = np.stack(np.meshgrid(axis, axis), -1)
     cube = np.stack([worlds.wave(points[None], np.arange(frames)[:, None, None], phase) for phase in range(len(ROLES))]).astype("f4")
-    coords = {"time": np.arange(frames, dtype=float), "y": axis, "x": axis, "role": ("trajectory", ROLES)}
+    coords = {"time": np.arange(frames, dtype=float), "y": axis, "x": axis, "role": ("trajectory", np.array(ROLES, dtype=object))}
     field = xr.Dataset({"vorticity": (("trajectory", "time", "y", "x"), cube, {"units": "1"})}, coords, {"geometry": "torus"})
     encoding = {"vorticity": {"chunks": tuple((chunks or {}).get(d, field.sizes[d]) for d in ("trajectory", "time", "y", "x"))}}
     field.to_zarr(folder / "field.zarr", zarr_format=3, consolidated=False, encoding=encoding)
