@@ -311,7 +311,7 @@ class _Rows:
         valid = mask[..., None]
         covariate = None
         if context and self.info.context_covariates:
-            covariate = _tensor(np.where(valid, _take(self.dataset["obs/covariate"], row, mask), np.float32(0)))
+            covariate = _tensor(np.where(valid, _take(self.dataset["obs/covariate"], row, mask), 0).astype(np.float32))
         elif not context:
             covariate = _query_covariate(self.info, time, mask.shape[-1])
         return Frames(
@@ -324,7 +324,7 @@ class _Rows:
         )
 
     def _model_value(self, value: np.ndarray) -> np.ndarray:
-        return (value - np.asarray(self.info.mean, np.float32)) / np.asarray(self.info.std, np.float32)
+        return ((value - np.asarray(self.info.mean)) / np.asarray(self.info.std)).astype(np.float32)
 
 
 def _spread(start: np.ndarray, frames: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

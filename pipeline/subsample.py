@@ -1,7 +1,7 @@
 """Stage `subsample`: checked observations, or a field and a sensor layout, become one sensor dataset (pipeline/sensors.py).
 
-Observations are averaged in bins that end at a frame: the frame at 05:00 holds what was measured in (04:00, 05:00], so that at 05:00 all
-of it is known. Fields are read in the pieces they are stored in, and their sensors drawn by a layout (pipeline/strategies.py).
+Observations are averaged in bins that end at a frame: the frame at 05:00 local time holds what was measured in (04:00, 05:00], so that at
+05:00 all of it is known. Fields are read in the pieces they are stored in, and their sensors drawn by a layout (pipeline/strategies.py).
 Standardisation knows only what context sensors reported in training frames.
 """
 
@@ -43,7 +43,7 @@ class Network(Section):
     step: float = Field(default=1.0, gt=0)  # hours between frames
     covariates: tuple[str, ...] = ()  # variables seen beside the value at context sensors; with them comes their availability
     max_flag: int = Field(default=3, ge=1, le=4)  # worst aggregate QARTOD flag that is used
-    utc_offset: float = 0.0  # hours, for the local hour of the day
+    utc_offset: float = 0.0  # hours; frames lie at whole steps of local time, and the hour of the day is the local one
     periods: tuple[tuple[date, date], ...] | None = None  # [first, last) days in UTC, each a trajectory; None: everything is one
     cells: Cells | None = None  # for moving sensors
     held_out: splits.HeldOut = splits.HeldOut()
@@ -156,8 +156,8 @@ def _from_observations(params: Subsample, network: Network, key: str, checked: P
         "obs/covariate": covariate,
         "obs/sensor": sensor,
         "frame/obs_start": np.searchsorted(frame, np.arange(n_frames + 1)),
-        "frame/time": np.concatenate([first + np.arange(n) for first, n in zip(first_bin, np.diff(frame_start), strict=True)])
-        * network.step,
+        "frame/time": (np.arange(n_frames) + np.repeat(first_bin - frame_start[:-1], np.diff(frame_start))) * network.step
+        - network.utc_offset,
         "frame/split": split,
         "trajectory/frame_start": frame_start,
         "sensor/position": place,
@@ -187,7 +187,7 @@ def _binned(params: Subsample, network: Network, checked: Path) -> pd.DataFrame:
     A bin may lie across two partitions, so sums and counts are kept until the end. A fixed platform has cell (0, 0).
     """
     wanted = [*params.variables, *network.covariates]
-    step = round(network.step * 3600e6)
+    step, offset = round(network.step * 3600e6), round(network.utc_offset * 3600e6)
     keys = ["period", "bin", "platform_id", "moving", "cell_x", "cell_y", "variable"]
     sums: list[pd.DataFrame] = []
     read, flagged, seen = 0, 0, set()
@@ -200,7 +200,7 @@ def _binned(params: Subsample, network: Network, checked: Path) -> pd.DataFrame:
         kept = rows[rows["flag_aggregate"] <= network.max_flag]
         flagged += len(rows) - len(kept)
         time = kept["time"].dt.tz_localize(None).to_numpy("datetime64[us]")
-        kept = kept.assign(period=_period(time, network), bin=-(-time.astype(np.int64) // step), moving=kept["trip_id"].notna())
+        kept = kept.assign(period=_period(time, network), bin=-(-(time.astype(np.int64) + offset) // step), moving=kept["trip_id"].notna())
         kept = kept[kept["period"] >= 0]
         sums.append(_summed(_celled(kept, network.cells), keys))
     absent = [name for name in wanted if name not in seen]

@@ -157,6 +157,17 @@ def test_a_frame_holds_what_ends_at_it(tmp_path: Path) -> None:
     assert np.allclose(dataset["obs/value"][:, 0], expected)
 
 
+def test_frames_lie_on_hours_of_local_time(tmp_path: Path) -> None:
+    """Hourly means at full hours of India arrive at half past in UTC: none is moved, none is mixed with its neighbour."""
+    rows = station_rows()
+    rows["time"] -= pd.Timedelta("5h30min")
+    dataset = made(tmp_path, rows, network={"utc_offset": 5.5})
+    assert (dataset["frame/time"] % 1 == 0.5).all()
+    plain = made(tmp_path, station_rows(), "plain", network={"utc_offset": 0.0})
+    assert np.array_equal(dataset["obs/value"], plain["obs/value"])
+    assert np.array_equal(dataset["frame/time"], plain["frame/time"] - 5.5)
+
+
 def test_periods_are_trajectories(tmp_path: Path) -> None:
     periods = [["2020-01-01", "2020-01-05"], ["2020-01-08", "2020-01-13"]]
     dataset = made(tmp_path, station_rows(), network={"periods": periods})
