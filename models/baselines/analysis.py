@@ -1,0 +1,125 @@
+"""Interpolation of one frame of observations to the points asked for. Samples that share a sensor layout share the work.
+
+Distances are Euclidean on a plane and chordal on a torus: each axis is bent into a circle of its own in twice as many dimensions, where
+every covariance that is valid in Euclidean space stays valid. (The shorter way round a torus is a distance too, but with it a Matern
+covariance need not be positive definite.) Close points are as far apart as on the flat torus.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from models.contract import DatasetInfo, Frames
+
+_CHUNK = 4096  # points solved at a time: bounds the memory of the weights
+
+# Embedded places [N,D'] -> (distances of points to them [Q,N] -> weights [C or 1,Q,N] and the method's own error variance [C or 1,Q]).
+Method = Callable[[Tensor], Callable[[Tensor], tuple[Tensor, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """float64, in model units. Where nothing was observed: mean 0 and variance 1, the climate of the training split."""
+
+    mean: Tensor  # [B,S,Q,C]
+    variance: Tensor  # [B,S,Q,C] as the method states it
+    distance: Tensor  # [B,S,Q] to the nearest observation; inf where there is none
+
+
+def analyse(seen: Frames, query: Frames, period: float | None, method: Method) -> Analysis:
+    """Interpolate the last frame of `seen` at the positions of `query`. Several observations at one place count as their mean."""
+    assert seen.value is not None
+    b, s, q = query.mask.shape
+    mean = torch.zeros(b, s, q, seen.value.shape[-1], dtype=torch.float64, device=query.position.device)
+    variance = torch.ones_like(mean)
+    distance = torch.full_like(mean[..., 0], math.inf)
+    for rows in _alike([seen.position[i, -1][seen.mask[i, -1]] for i in range(b)]):
+        mask = seen.mask[rows[0], -1]
+        if not mask.any():
+            continue
+        place, which = torch.unique(seen.position[rows[0], -1][mask], dim=0, return_inverse=True)
+        count = torch.bincount(which)
+        place = embed(place, period)
+        solve = method(place)
+        pairs = [(i, k) for i in rows for k in range(s)]
+        for same in _alike([query.position[i, k] for i, k in pairs]):
+            here = [pairs[j] for j in same]
+            values = torch.stack([seen.value[i, -1][seen.mask[i, -1]].double() for i, _ in here])
+            values = values.new_zeros(len(here), len(count), values.shape[-1]).index_add_(1, which, values) / count[:, None]
+            points = embed(query.position[here[0]], period)
+            for start in range(0, q, _CHUNK):
+                part = slice(start, start + _CHUNK)
+                apart = separation(points[part], place)
+                weights, own = solve(apart)
+                result = torch.einsum("cqn,rnc->rqc", weights.expand(values.shape[-1], -1, -1), values)
+                near = apart.amin(1)
+                for (i, k), row in zip(here, result, strict=True):
+                    mean[i, k, part], variance[i, k, part], distance[i, k, part] = row, own.T, near
+    return Analysis(mean, variance, distance)
+
+
+def embed(position: Tensor, period: float | None) -> Tensor:
+    """Positions (...,D) as float64 coordinates (...,D') between which Euclidean distance is meant."""
+    if period is None:
+        return position.double()
+    angle = position.double() * (2 * math.pi / period)
+    return torch.cat([angle.cos(), angle.sin()], dim=-1) * (period / (2 * math.pi))
+
+
+def separation(a: Tensor, b: Tensor) -> Tensor:
+    """Distances [Q,N] between embedded points [Q,D'] and [N,D'], exactly zero between equal points."""
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def latest(context: Frames) -> Frames:
+    """One frame that holds the last value of every fixed sensor, and what else was observed in the last frame.
+
+    [B,T,N] -> [B,1,T*N], masked where a sensor was seen again later.
+    """
+    b, t, n = context.mask.shape
+    frame = torch.arange(t, device=context.mask.device)[:, None].expand(b, t, n)
+    keep = context.mask & (frame == t - 1)
+    if context.sensor is not None:
+        slots = int(context.sensor.max()) + 2 if context.sensor.numel() else 1
+        fixed = context.mask & (context.sensor >= 0)
+        slot = torch.where(fixed, context.sensor + 1, 0)
+        newest = torch.full((b, slots), -1, device=frame.device).scatter_reduce(1, slot.flatten(1), frame.flatten(1), "amax")
+        keep = torch.where(fixed, frame == newest.gather(1, slot.flatten(1)).view(b, t, n), keep)
+
+    def flat(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x.reshape(b, 1, t * n, *x.shape[3:])
+
+    return replace(
+        context,
+        position=context.position.reshape(b, 1, t * n, -1),
+        mask=keep.reshape(b, 1, t * n),
+        time=context.time[:, -1:],
+        value=flat(context.value),
+        covariate=flat(context.covariate),
+        sensor=flat(context.sensor),
+    )
+
+
+def fixed_only(context: Frames) -> Frames:
+    """The same frames without what moving sensors reported."""
+    assert context.sensor is not None
+    return replace(context, mask=context.mask & (context.sensor >= 0))
+
+
+def check_fixed(needed: bool, info: DatasetInfo) -> None:
+    """A baseline that leaves moving sensors out needs fixed ones."""
+    if needed and not info.n_sensors:
+        raise ValueError(f"ignore_moving is set, but {info.name} has no fixed sensor: nothing would be left to interpolate")
+
+
+def _alike(tensors: list[Tensor]) -> list[list[int]]:
+    """Indices of tensors that are equal bit by bit, grouped, in the order of first appearance."""
+    groups: dict[bytes, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        groups.setdefault(tensor.contiguous().cpu().numpy().tobytes(), []).append(index)
+    return list(groups.values())

@@ -1,0 +1,129 @@
+"""Interpolate, then persist: the shared half of persistence, inverse distance and kriging.
+
+mean(point, lead) = analysis of the last frame at the point, for every lead.
+variance(point, lead) = variance of the analysis + growth(lead), the second fitted as the excess of the squared errors over the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.baselines.analysis import Analysis, Method, analyse
+from models.baselines.fitted import FLOOR, Fitted, along, by_lead
+from models.contract import FieldBatch, FieldPrediction, Frames
+
+_ROWS = 4096  # residuals kept of a batch
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """Answers minus analysis at questions of training batches."""
+
+    error: Tensor  # [M,C]
+    mean: Tensor  # [M,C] of the analysis
+    variance: Tensor  # [M,C] of the analysis
+    distance: Tensor  # [M] to the nearest observation
+    lead: Tensor  # [M] frames
+
+
+class Spatial(Fitted):
+    """Predicts the analysis of the last frame at every lead. Subclasses say what is seen, how it is weighed and how sure that is."""
+
+    def seen(self, context: Frames) -> Frames:
+        """The observations the analysis rests on."""
+        return context
+
+    def method(self) -> Method:
+        raise NotImplementedError
+
+    def analyse(self, context: Frames, query: Frames) -> Analysis:
+        return analyse(self.seen(context), query, self.info.period, self.method())
+
+    def variance(self, analysis: Analysis) -> Tensor:
+        """Error variance [B,S,Q,C] of the analysis itself."""
+        return analysis.variance
+
+    def spread(self, mean: Tensor, variance: Tensor, lead: Tensor) -> Tensor:
+        """Standard deviation from the variance of the analysis at lead (...); mean and variance are (...,C)."""
+        return (variance + self.growth(lead)).sqrt()
+
+    def growth(self, lead: Tensor) -> Tensor:
+        table = self.tensor("growth", lead)
+        return along(torch.arange(len(table), dtype=torch.float64, device=lead.device), table, lead)
+
+    def predict(self, context: Frames, query: Frames) -> FieldPrediction:
+        analysis = self.analyse(context, query)
+        lead = self.lead(context, query)[..., None].expand(query.mask.shape)
+        scale = self.spread(analysis.mean, self.variance(analysis), lead)
+        dtype = query.position.dtype
+        return FieldPrediction(analysis.mean.to(dtype), scale.clamp(min=FLOOR).to(dtype))
+
+    def residuals(self, batches: Iterable[FieldBatch]) -> Residuals:
+        """Residuals of the analysis at the answered questions, evenly thinned to a bounded number a batch."""
+        parts: list[list[Tensor]] = []
+        for batch in batches:
+            assert batch.query.value is not None
+            analysis = self.analyse(batch.context, batch.query)
+            lead = self.lead(batch.context, batch.query)[..., None].expand(batch.query.mask.shape)
+            valid = (batch.query.mask & analysis.distance.isfinite()).nonzero()
+            valid = valid[:: -(-len(valid) // _ROWS)] if len(valid) else valid
+            at = tuple(valid.T)
+            error = batch.query.value[at].double() - analysis.mean[at]
+            parts.append([error, analysis.mean[at], analysis.variance[at], analysis.distance[at], lead[at]])
+        if not any(len(part[0]) for part in parts):
+            raise ValueError(f"{self.info.name}: no training batch holds an answered question beside an observation; nothing to fit from")
+        return Residuals(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+    def fit_growth(self, residuals: Residuals, variance: Tensor) -> Tensor:
+        """Table [L,C] of the error variance that a lead adds to `variance` [M,C] of the analysis; nothing at lead 0."""
+        excess = by_lead(residuals.error.square() - variance, residuals.lead).clamp(min=0)
+        excess[0] = 0
+        return excess
+
+
+class ByDistance(Spatial):
+    """A spatial baseline that states no variance of its own: it is read from a table over the distance to the nearest observation."""
+
+    parts = ("distance", "variance", "growth")
+
+    def fit(self, batches: Iterable[FieldBatch]) -> None:
+        residuals = self.residuals(batches)
+        knot, table = self._table(residuals)
+        self._state = {"distance": knot, "variance": table}
+        self._state["growth"] = self.fit_growth(residuals, along(knot, table, residuals.distance))
+
+    def variance(self, analysis: Analysis) -> Tensor:
+        knot, table = self.tensor("distance", analysis.mean), self.tensor("variance", analysis.mean)
+        known = analysis.distance.isfinite()
+        read = along(knot, table, torch.where(known, analysis.distance, 0.0))
+        return torch.where(known[..., None], read, analysis.variance)
+
+    def _table(self, residuals: Residuals, bins: int = 10) -> tuple[Tensor, Tensor]:
+        """Mean squared error at the smallest lead asked away from the observations, over bins of equal count; zero at distance zero."""
+        away = residuals.distance > 0
+        if not away.any():
+            raise ValueError(
+                f"{self.info.name}: every training question lies on an observation, so the spread away from them cannot be fitted;"
+                " set `hide` or `query_points` in windows"
+            )
+        first = away & (residuals.lead.round() == residuals.lead[away].round().min())
+        order = residuals.distance[first].argsort(stable=True)
+        distance, square = residuals.distance[first][order], residuals.error[first][order].square()
+        parts = torch.arange(len(order)).tensor_split(min(bins, len(order)))
+        knot = torch.stack([torch.zeros((), dtype=torch.float64), *(distance[part].mean() for part in parts)])
+        table = torch.stack([torch.zeros_like(square[0]), *(square[part].mean(0) for part in parts)])
+        return knot, table
+
+
+def by_weights(weigh: Callable[[Tensor], Tensor]) -> Method:
+    """A method whose weights [Q,N] follow from the distances [Q,N] alone, and that states no variance."""
+
+    def solve(distance: Tensor) -> tuple[Tensor, Tensor]:
+        weights = weigh(distance)
+        return weights[None], torch.zeros_like(weights[None, :, 0])
+
+    return lambda place: solve
