@@ -16,7 +16,7 @@ Group attributes: `info` (models.contract.DatasetInfo as JSON), `recipe` (params
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -205,13 +205,14 @@ def check(dataset: SensorDataset) -> list[str]:
         problems.append(
             f"info.n_sensors is {info.n_sensors}, but sensor/role has {len(a['sensor/role']) if 'sensor/role' in a else 0} rows"
         )
-    sensor = np.asarray(a["obs/sensor"][...])
-    if n_obs and (sensor.max() >= info.n_sensors or sensor.min() < -1):
-        problems.append(f"obs/sensor must lie in -1..{info.n_sensors - 1}, found {sensor.min()}..{sensor.max()}")
-    else:
+    lowest, highest = _range(a["obs/sensor"])
+    if n_obs and (lowest < -1 or highest >= info.n_sensors):
+        problems.append(f"obs/sensor must lie in -1..{info.n_sensors - 1}, found {lowest}..{highest}")
+    elif info.n_sensors:
+        sensor = np.asarray(a["obs/sensor"][...])
         fixed = np.flatnonzero(sensor >= 0)
         frame = np.searchsorted(np.asarray(a["frame/obs_start"]), fixed, side="right") - 1
-        twice = len(fixed) - len(np.unique(frame * max(1, info.n_sensors) + sensor[fixed]))
+        twice = len(fixed) - len(np.unique(frame * info.n_sensors + sensor[fixed]))
         if twice:
             problems.append(f"{twice} observations repeat a fixed sensor within a frame; average them")
     if not (np.asarray(a["frame/split"]) == TRAIN).any():
@@ -223,10 +224,19 @@ def check(dataset: SensorDataset) -> list[str]:
     return problems
 
 
+def _pieces(array: Any) -> Iterator[tuple[int, np.ndarray]]:
+    """First row and rows of an array that may be lazy, piece by piece."""
+    for start in range(0, array.shape[0], 1 << 22):
+        yield start, np.asarray(array[start : start + (1 << 22)])
+
+
 def _not_finite(array: Any) -> np.ndarray:
-    """Rows with a value that is not finite, read in pieces since the array may be lazy."""
-    piece = 1 << 22
+    """Rows with a value that is not finite."""
     return np.concatenate(
-        [start + np.flatnonzero(~np.isfinite(array[start : start + piece]).all(axis=1)) for start in range(0, array.shape[0], piece)]
-        or [np.zeros(0, np.int64)]
+        [np.zeros(0, np.int64), *(start + np.flatnonzero(~np.isfinite(rows).all(axis=1)) for start, rows in _pieces(array))]
     )
+
+
+def _range(array: Any) -> tuple[int, int]:
+    ends = [(int(rows.min()), int(rows.max())) for _, rows in _pieces(array)]
+    return min((low for low, _ in ends), default=0), max((high for _, high in ends), default=0)

@@ -89,7 +89,8 @@ def run(params: Subsample, key: str, *, ingested: Path, checked: Path, out: Path
             inputs = {"observations": tree_sha256(checked / "observations")}
         elif params.layout is not None:
             if not fields.is_field(ingested):
-                raise ValueError(f"{ingested} holds no field.zarr: subsample.{key} needs `network` in place of `layout`")
+                hint = f"run its stage first or, for observations, give subsample.{key} `network` in place of `layout`"
+                raise ValueError(f"{ingested} holds no field.zarr: {hint}")
             info = _from_field(params, params.layout, key, ingested, writer)
             inputs = {"field.zarr": tree_sha256(ingested / "field.zarr")}
         dataset = writer.finish(info, recipe, inputs)

@@ -393,7 +393,7 @@ def test_what_a_field_cannot_give(tmp_path: Path, change: dict[str, Any], messag
 
 
 def test_layout_needs_a_field_and_roles(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no field.zarr: .*needs `network`"):
+    with pytest.raises(ValueError, match=r"holds no field.zarr: .*give subsample.ns `network`"):
         drawn(tmp_path, tmp_path)
     with pytest.raises(ValueError, match=r"no coordinate role\(trajectory\)"):
         drawn(tmp_path, weather_field(tmp_path), variables=["t2m"])
