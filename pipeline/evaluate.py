@@ -85,6 +85,7 @@ def run(params: Params, key: str, model: str, *, sensors: Path, run: Path, out: 
             "tasks": sorted(loaded.predictor.tasks),
             "context_frames": loaded.context_frames,
             "weights_sha256": loaded.weights_sha256,
+            "background_sha256": _background(folder),
         }
         table, kept = score(dataset, loaded.predictor, loaded.context_frames, name, what, params, device)
         tables.append(table)
@@ -206,7 +207,7 @@ class Sums:
 
     def table(self, model: str, info: DatasetInfo, tasks: frozenset[str]) -> pd.DataFrame:
         """blocks.parquet of one predictor; cells without a point, or of a task it does not claim, are left out."""
-        bins = ["all", *distance_labels(self.edges)]
+        bins = ["all", *scores.distance_labels(self.edges)]
         kept = self.total[..., STATISTICS.index("n")] > 0
         claimed = np.array([[scores.task(stratum, lead) in tasks for stratum in STRATA] for lead in self.leads])
         kept &= claimed[None, :, :, None, None]
@@ -225,13 +226,6 @@ class Sums:
         sums = pd.DataFrame(self.total[kept], columns=list(STATISTICS))
         wanted = (table["distance"] == "all") | table["stratum"].isin(["held_out", "between"]) & bool(self.edges)
         return pd.concat([table, sums], axis=1)[wanted].reset_index(drop=True)
-
-
-def distance_labels(edges: tuple[float, ...]) -> list[str]:
-    """Names of the distance bins, in order: "0-5", "5-10", ">10"; none where there is a single bin."""
-    if not edges:
-        return ["any"]
-    return [*(f"{low:g}-{high:g}" for low, high in zip((0.0, *edges), edges, strict=False)), f">{edges[-1]:g}"]
 
 
 def headline(table: scores.Table) -> dict[str, Any]:
@@ -254,6 +248,12 @@ def by_lead(table: scores.Table) -> pd.DataFrame:
     wide = rows.pivot(index=index, columns="metric", values="value").reindex(columns=list(_SHOWN)).reset_index()
     order = pd.Categorical(wide["model"], list(table.about["models"]))
     return wide.assign(order=order).sort_values(["stratum", "variable", "order", "lead"]).drop(columns="order")
+
+
+def _background(folder: Path) -> str | None:
+    """The weights of the baseline inside a run folder, by which a report finds its scores; None where there is none."""
+    path = folder / "background" / "run.json"
+    return json.loads(path.read_text(encoding="utf-8"))["weights_sha256"] if path.exists() else None
 
 
 def _predict(predictor: Predictor, part: CaseBatch, able: np.ndarray, device: str, info: DatasetInfo) -> FieldPrediction:

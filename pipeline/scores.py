@@ -131,6 +131,13 @@ def task(stratum: str, lead: float) -> str:
     return "reconstruction" if stratum in ("context", "field") else "interpolation"
 
 
+def distance_labels(edges: tuple[float, ...]) -> list[str]:
+    """Names of the distance bins, in order: "0-5", "5-10", ">10"; none where there is a single bin."""
+    if not edges:
+        return ["any"]
+    return [*(f"{low:g}-{high:g}" for low, high in zip((0.0, *edges), edges, strict=False)), f">{edges[-1]:g}"]
+
+
 def write(folder: Path, table: Table) -> None:
     """Write a table into `folder`, which the caller makes appear atomically; the same table gives the same bytes."""
     problems = check(table)

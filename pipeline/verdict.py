@@ -1,0 +1,133 @@
+"""What a score table says, in sentences: who won where, by how much, and where nobody can tell. Losses are said like wins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline import metrics
+from pipeline.scores import STRATA, Table, compare, ranking
+
+JUDGED = "rmse"
+_TASKS = {  # strata in the order in which they speak for a task
+    "forecast": (("field", "context"), "Forecast"),
+    "interpolation": (("between", "held_out"), "Interpolation"),
+}
+
+
+def against_best(table: Table, model: str, metric: str, variable: str, stratum: str) -> list[dict[str, Any]]:
+    """The model against the baseline with the lowest value at each lead: lead, baseline, value, floor, and the fields of scores.compare.
+
+    Which baseline is best is only known afterwards, so this is the hardest comparison there is.
+    """
+    out = []
+    rows = table.select(metric=metric, variable=variable, stratum=stratum, distance="all")
+    for lead in sorted(set(rows["lead"])):
+        part = rows[rows["lead"] == lead]
+        own = part[part["model"] == model]
+        others = part[part["model"].isin(table.baselines)]
+        if own.empty or others.empty:
+            continue
+        best = others.sort_values(["value", "model"]).iloc[0]
+        found = compare(table, model, str(best["model"]), metric, variable, stratum, float(lead))
+        value = float(own["value"].iloc[0])
+        out.append({"lead": float(lead), "baseline": str(best["model"]), "value": value, "floor": float(best["value"]), **found})
+    return out
+
+
+def primary(table: Table, task: str) -> str | None:
+    """The stratum that speaks for a task in this dataset."""
+    present = set(table.rows["stratum"])
+    return next((stratum for stratum in _TASKS[task][0] if stratum in present), None)
+
+
+def best_model(table: Table, variable: str, stratum: str) -> str | None:
+    """The trained model with the lowest mean rank of RMSE in a stratum."""
+    order = [name for name in ranking(table, JUDGED, variable, stratum)["model"] if name in table.models]
+    return order[0] if order else None
+
+
+def headline(table: Table) -> list[str]:
+    """One sentence a task (and variable), the first of them the main one; then one on calibration."""
+    sentences = []
+    for variable in table.about["units"]:
+        for task, (_, title) in _TASKS.items():
+            stratum = primary(table, task)
+            if stratum is not None:
+                prefix = title if len(table.about["units"]) == 1 else f"{title} of {variable}"
+                sentences.append(f"{prefix} {STRATA[stratum]}: {_task(table, variable, stratum, task)}")
+        sentences += _calibration(table, variable)
+    return sentences
+
+
+def lead_text(table: Table, lead: float) -> str:
+    return f"{lead:g} {table.about['time_unit']}" if table.about["time_unit"] != "1" else f"lead {lead:g}"
+
+
+def _task(table: Table, variable: str, stratum: str, task: str) -> str:
+    model = best_model(table, variable, stratum)
+    if model is None:
+        rows = table.select(metric=JUDGED, variable=variable, stratum=stratum, distance="all", task=task)
+        best = rows.loc[rows.groupby("lead")["value"].idxmin()]
+        return f"no trained model was scored; the best baselines are {_list(dict.fromkeys(best['model']))}."
+    found = [row for row in against_best(table, model, JUDGED, variable, stratum) if (row["lead"] > 0) == (task == "forecast")]
+    if not found:
+        return f"{model} does not do this."
+    by = {verdict: [row for row in found if row["verdict"] == verdict] for verdict in ("better", "within noise", "worse", "too few blocks")}
+    if by["too few blocks"]:
+        ratio = _range([-100 * row["skill"] for row in found])
+        return f"{model} has {ratio} RMSE against the best baseline, but {found[0]['blocks']} blocks are too few to tell this from noise."
+    unit = metrics.unit(JUDGED, table.about["units"][variable])
+    if len(found) == 1:
+        row, shown = found[0], "" if unit == "1" else f" {unit}"
+        numbers = f"RMSE {row['value']:.3g} against {row['floor']:.3g}{shown}"
+        text = {"better": "beats", "worse": "loses to", "within noise": "cannot be told from"}[row["verdict"]]
+        return f"{model} {text} the best baseline, {row['baseline']} ({numbers})."
+    parts = []
+    if by["better"]:
+        where = "every lead" if len(by["better"]) == len(found) else _leads(table, by["better"])
+        parts.append(f"beats the best baseline at {where} (RMSE {_range([-100 * row['skill'] for row in by['better']])})")
+    if by["within noise"]:
+        where = "every lead" if len(by["within noise"]) == len(found) else _leads(table, by["within noise"])
+        parts.append(
+            f"cannot be told from the best baseline ({_list(dict.fromkeys(r['baseline'] for r in by['within noise']))}) at {where}"
+        )
+    if by["worse"]:
+        where = "every lead" if len(by["worse"]) == len(found) else _leads(table, by["worse"])
+        names = _list(dict.fromkeys(row["baseline"] for row in by["worse"]))
+        parts.append(f"loses to {names} at {where} (RMSE {_range([-100 * row['skill'] for row in by['worse']])})")
+    return f"{model} {_list(parts)}."
+
+
+def _calibration(table: Table, variable: str) -> list[str]:
+    out = []
+    for model in table.models:
+        rows = table.select(metric="coverage_90", variable=variable, model=model, distance="all")
+        rows = rows[rows["stratum"].isin([primary(table, task) for task in _TASKS])]
+        if len(rows):
+            low, high = rows["value"].min(), rows["value"].max()
+            span = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
+            what = "of the truth" if len(table.about["units"]) == 1 else f"of the true {variable}"
+            out.append(f"Calibration: the 90 % intervals of {model} hold {span} {what} (0.90 would be right).")
+    return out
+
+
+def _leads(table: Table, rows: Sequence[dict[str, Any]]) -> str:
+    unit = table.about["time_unit"]
+    numbers = _list([f"{row['lead']:g}" for row in rows])
+    return f"{'lead ' if len(rows) == 1 else 'leads '}{numbers}{'' if unit == '1' else ' ' + unit}"
+
+
+def _range(percent: Sequence[float]) -> str:
+    """Signed changes in percent, "-12 % to -50 %" """
+    values = sorted({round(float(x)) for x in percent if np.isfinite(x)}, key=abs)
+    if not values:
+        return "an undefined change of"
+    return f"{values[0]:+d} %" if len(values) == 1 else f"{values[0]:+d} % to {values[-1]:+d} %"
+
+
+def _list(items: Any) -> str:
+    words = [str(item) for item in items]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
