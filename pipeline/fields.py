@@ -45,6 +45,7 @@ def open_field(folder: Path) -> xr.Dataset:
     if not path.exists():
         raise ValueError(f"{path} does not exist: run the stage that writes it first")
     field = xr.open_zarr(path, consolidated=False, chunks={})
+    field = field[sorted(field.data_vars)]  # a folder lists its arrays in no order
     problems = check(field)
     if problems:
         raise ValueError(f"{path} breaks the field contract:\n  " + "\n  ".join(problems))
