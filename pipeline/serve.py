@@ -3,6 +3,7 @@
     /                          the index page; every page below it by the same relative links as on disk
     /maps/KEY /reports/KEY /quality/KEY   the latest pages
     /data/KEY/...              the latest published cube as Zarr v3: `xarray.open_zarr("http://localhost:8000/data/KEY")`
+    /data/KEY@TAG/...          the cube as it was when the run of that tag was published, which never changes
     /health                    last run, data age and refusals of every dataset as JSON
 
 Zarr keys are answered straight from the Icechunk branch, so a new commit is seen by the next request. Errors are RFC 9457 problems.
@@ -47,12 +48,16 @@ def app(published: Path) -> FastAPI:
 
     @service.get("/data/{key}/{path:path}")
     async def data(key: str, path: str) -> Response:
+        key, _, tag = key.partition("@")
         folder = published / key / "forecast.icechunk"
         if not folder.is_dir() or folder.parent.parent.resolve() != published.resolve():
             raise HTTPException(404, f"no dataset {key!r} is published; /health lists what is")
         if key not in repositories:
             repositories[key] = publish.open_repository(folder)
-        session = await repositories[key].readonly_session_async(publish.BRANCH)
+        if tag and tag not in await repositories[key].list_tags_async():
+            raise HTTPException(404, f"no run {tag!r} of {key!r} is published")
+        where = {"tag": tag} if tag else {"branch": publish.BRANCH}
+        session = await repositories[key].readonly_session_async(**where)
         content = await _root(session) if path == "zarr.json" else await _get(session, path)
         if content is None:
             raise HTTPException(404, f"{path!r} is not in the published cube {key!r}")

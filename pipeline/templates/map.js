@@ -151,6 +151,7 @@ const unsupported = distance.some((v) => v > D.support);
 function draw() {
   measure(); paint();
   const left = toX(S.x[0]), right = toX(S.x[1]), top = toY(S.y[1]), bottom = toY(S.y[0]), wide = right - left, tall = bottom - top;
+  canvas.dataset.box = [left, top, right, bottom].join(); // where the grid lies, for whoever drives the page from outside
   pen.clearRect(0, 0, view.w, view.h);
   graticule();
   pen.save();
@@ -410,7 +411,7 @@ canvas.onpointerup = (e) => {
   }
 };
 canvas.onpointercancel = (e) => pointers.delete(e.pointerId);
-canvas.onpointerleave = () => { if (!pointers.size) { tip(null); draw(); } };
+canvas.onpointerleave = (e) => { if (!pointers.size && e.pointerType !== "touch") { tip(null); draw(); } };
 canvas.onwheel = (e) => { e.preventDefault(); zoomTo(Math.exp(-e.deltaY * 0.0015), e.clientX, e.clientY); };
 canvas.ondblclick = (e) => zoomTo(2, e.clientX, e.clientY);
 canvas.onkeydown = (e) => {
