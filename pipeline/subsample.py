@@ -182,6 +182,9 @@ def _from_observations(params: Subsample, network: Network, key: str, checked: P
     )
 
 
+BIN = ["period", "bin", "platform_id", "moving", "cell_x", "cell_y"]
+
+
 def _binned(params: Subsample, network: Network, checked: Path) -> pd.DataFrame:
     """Means per (period, bin, platform, cell) with one column per variable, read partition by partition.
 
@@ -189,7 +192,6 @@ def _binned(params: Subsample, network: Network, checked: Path) -> pd.DataFrame:
     """
     wanted = [*params.variables, *network.covariates]
     step, offset = round(network.step * 3600e6), round(network.utc_offset * 3600e6)
-    keys = ["period", "bin", "platform_id", "moving", "cell_x", "cell_y", "variable"]
     sums: list[pd.DataFrame] = []
     read, flagged, seen = 0, 0, set()
     for path in observations.partitions(checked):
@@ -202,29 +204,29 @@ def _binned(params: Subsample, network: Network, checked: Path) -> pd.DataFrame:
         flagged += len(rows) - len(kept)
         time = kept["time"].dt.tz_localize(None).to_numpy("datetime64[us]")
         kept = kept.assign(period=_period(time, network), bin=-(-(time.astype(np.int64) + offset) // step), moving=kept["trip_id"].notna())
-        kept = kept[kept["period"] >= 0]
-        sums.append(_summed(_celled(kept, network.cells), keys))
+        sums.append(_summed(_celled(kept[kept["period"] >= 0], network.cells), wanted))
     absent = [name for name in wanted if name not in seen]
     if absent:
         held = {name for path in observations.partitions(checked) for name in pd.read_parquet(path, columns=["variable"])["variable"]}
         raise ValueError(f"{checked} holds no row of {', '.join(absent)}; it has {', '.join(sorted(held))}")
-    total = _summed(pd.concat(sums), keys)
     log.info("%s: read %d rows, left out %d with a flag above %d", checked, read, flagged, network.max_flag)
-    means = total["value"].div(total["count"]).unstack("variable").reindex(columns=wanted)
-    place = total[["longitude", "latitude", "count"]].groupby(level=keys[:-1]).sum()
-    means[["longitude", "latitude"]] = place[["longitude", "latitude"]].div(place["count"], axis=0)
-    complete = means[list(params.variables)].notna().all(axis=1)
-    if not complete.any():
-        raise ValueError(
-            f"{checked} has no usable observation of {', '.join(params.variables)}: {read} rows read, {flagged} left out by flag"
-        )
-    return means[complete].reset_index()
+    total = pd.concat(sums).groupby(level=BIN).sum()
+    means = pd.DataFrame({name: total[f"sum {name}"] / total[f"count {name}"].replace(0, np.nan) for name in wanted})
+    means[["longitude", "latitude"]] = total[["longitude", "latitude"]].div(total["rows"], axis=0)
+    means = means[means[list(params.variables)].notna().all(axis=1)]
+    if means.empty:
+        names = ", ".join(params.variables)
+        raise ValueError(f"{checked} has no usable observation of {names}: {read} rows read, {flagged} left out by flag")
+    return means.reset_index()
 
 
-def _summed(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    if "count" not in rows:
-        rows = rows.assign(count=1)
-    return rows.groupby(keys, sort=True, observed=True)[["value", "longitude", "latitude", "count"]].sum()
+def _summed(rows: pd.DataFrame, wanted: list[str]) -> pd.DataFrame:
+    """Sum and count of each variable, of the positions and of the rows, per bin."""
+    columns = {name: rows[name] for name in (*BIN, "longitude", "latitude")}
+    for name in wanted:
+        here = rows["variable"] == name
+        columns |= {f"sum {name}": rows["value"].where(here, 0.0), f"count {name}": here.astype(np.int32)}
+    return pd.DataFrame({**columns, "rows": np.int32(1)}).groupby(BIN).sum()
 
 
 def _period(time: np.ndarray, network: Network) -> np.ndarray:

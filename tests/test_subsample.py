@@ -53,7 +53,7 @@ def bus_rows(hours: int = 60) -> pd.DataFrame:
 
 def checked(folder: Path, rows: pd.DataFrame) -> Path:
     rows = rows.assign(knowledge_time=rows["time"])
-    for day, part in rows.groupby(rows["time"].dt.strftime("%Y-%m-%d")):
+    for day, part in rows.groupby(rows["time"].dt.floor("4D").dt.strftime("%Y-%m-%d")):
         observations.write_partition(part, folder / "observations" / f"{day}.parquet")
     return folder
 
