@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from pydantic import Field, create_model
+from pydantic import Field, create_model, model_validator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -33,6 +33,7 @@ from pipeline.params import Section
 from pipeline.sensors import SensorDataset, read
 
 log = logging.getLogger(__name__)
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its hints do not belong in a stage's log
 
 
 class Validation(Section):
@@ -59,6 +60,12 @@ class Params(Section):
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _whole_epochs(self) -> Params:
+        if self.steps % self.validate_every:
+            raise ValueError(f"steps {self.steps} is not a multiple of validate_every {self.validate_every}")
+        return self
+
 
 def params_model(key: str, model: str) -> type[Params]:
     return create_model("Params", __base__=Params, model=(registry.load(model).Config, ...))
@@ -77,21 +84,21 @@ def run(params: Params, key: str, model: str, *, sensors: Path, baselines: Path,
     trainer = L.Trainer(
         accelerator=os.environ.get("FIELDCAST_DEVICE", "auto"),
         devices="auto",
-        max_steps=params.steps,
+        max_epochs=params.steps // params.validate_every,
         gradient_clip_val=params.clip,
         accumulate_grad_batches=params.accumulate,
         precision=params.precision,
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
         logger=False,
-        callbacks=[history, L.pytorch.callbacks.ModelCheckpoint(resume, filename="last", enable_version_counter=False, save_top_k=1)],
+        callbacks=[history, _last_epoch(resume)],
         enable_progress_bar=sys.stderr.isatty(),
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
     last = resume / "last.ckpt"
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(num_workers|LeafSpec|litlogger).*")
+        warnings.filterwarnings("ignore", message=".*(num_workers|LeafSpec|exists and is not empty).*")
         trainer.fit(training, datamodule=Data(dataset, params), ckpt_path=str(last) if last.exists() else None, weights_only=False)
     if trainer.is_global_zero:
         network.load_state_dict(history.best)
@@ -239,6 +246,7 @@ class History(L.Callback):
             self.best = {name: value.detach().cpu().clone() for name, value in module.kept.state_dict().items()}
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, Training)
         metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         self.rows.append({"step": trainer.global_step, "learning_rate": rate, **metrics})
@@ -247,7 +255,7 @@ class History(L.Callback):
             log.info(
                 "step %d of %d: loss %.4g, validation %.4g%s",
                 trainer.global_step,
-                trainer.max_steps,
+                module.params.steps,
                 metrics["loss"],
                 metrics["validation_loss"],
                 best,
@@ -268,6 +276,12 @@ class History(L.Callback):
 
 def _ema(decay: float) -> Any:
     return torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
+
+
+def _last_epoch(folder: Path) -> L.Callback:
+    """Keep a checkpoint of the last whole epoch. Saved any earlier, a resumed run would end that epoch a second time."""
+    options = {"filename": "last", "enable_version_counter": False, "save_top_k": 1, "save_on_train_epoch_end": True}
+    return L.pytorch.callbacks.ModelCheckpoint(folder, **options)
 
 
 def _loader_workers() -> int:

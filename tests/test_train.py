@@ -1,0 +1,162 @@
+"""Training: exact resume after a kill, best weights kept, a self-contained run folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models import registry
+from pipeline import runs, sensors, train
+from pipeline.params import ParamsError, validated
+from tests import worlds
+
+SETTINGS: dict[str, Any] = {
+    "model": {"width": 8},
+    "windows": {"batch": 4, "max_lead": 3, "query_points": 40, "context_frames": 2},
+    "validation": {"leads": [0, 2], "batch": 8, "max_cases": 8},
+    "steps": 40,
+    "validate_every": 5,
+    "learning_rate": 0.01,
+    "seed": 3,
+}
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.FIELD_MODELS, "tiny", "tests.tiny_model:Tiny")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    sensors.write(tmp_path / "waves.zarr", worlds.waves())
+    return tmp_path / "waves.zarr"
+
+
+def fit(world: Path, out: Path, **changes: Any) -> None:
+    params = validated({**SETTINGS, **changes}, train.params_model("waves", "tiny"), "train.waves.tiny")
+    train.run(params, "waves", "tiny", sensors=world, baselines=out.parent / "baselines", out=out)
+
+
+def test_the_run_folder_predicts_and_holds_the_curve(tiny: None, world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "runs" / "tiny"
+    fit(world, out)
+    dataset = sensors.read(world)
+    loaded = runs.load(out, dataset.info)
+    batch = worlds.batch(dataset.info, t=2)
+    assert torch.equal(loaded.predictor.predict(batch.context, batch.query).mean, loaded.predictor.predict(batch.context, batch.query).mean)
+    assert loaded.context_frames == 2
+    rows = list(csv.DictReader((out / "history.csv").open()))
+    assert [int(float(row["step"])) for row in rows] == list(range(5, 41, 5))
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["validation_loss"] == pytest.approx(min(float(row["validation_loss"]) for row in rows), rel=1e-5)
+    assert not list(out.rglob("*.ckpt"))
+    assert not (out.parent / ".tiny.resume").exists()
+
+
+def test_two_runs_give_the_same_bytes(tiny: None, world: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        fit(world, tmp_path / name / "tiny", average=0.9)
+    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
+    assert [f for f in files if (tmp_path / "one" / f).read_bytes() != (tmp_path / "two" / f).read_bytes()] == []
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_resume_after_kill_9_gives_the_weights_of_an_uninterrupted_run(tiny: None, world: Path, tmp_path: Path, average: float) -> None:
+    fit(world, tmp_path / "whole" / "tiny", average=average)
+    out = tmp_path / "killed" / "tiny"
+    # The child stops by itself, hard, in the middle of its fourth epoch.
+    code = f"""
+        import os, signal
+        from pathlib import Path
+        from models import registry
+        from pipeline import train
+        from tests.test_train import fit
+        registry.FIELD_MODELS["tiny"] = "tests.tiny_model:Tiny"
+        step = train.Training.training_step
+        def killed(self, batch, index):
+            if self.global_step == 17:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(self, batch, index)
+        train.Training.training_step = killed
+        fit(Path({str(world)!r}), Path({str(out)!r}), average={average})
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not out.exists()
+    assert list(out.parent.rglob("last.ckpt"))
+    seen = []
+    original = train.Training.training_step
+
+    def counted(self: train.Training, batch: Any, index: int) -> torch.Tensor:
+        seen.append(self.global_step)
+        return original(self, batch, index)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Training, "training_step", counted)
+        fit(world, out, average=average)
+    assert seen == list(range(15, 40)), "it went on from the end of the third epoch"
+    whole, resumed = (load_file(tmp_path / name / "tiny" / "weights.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    assert (tmp_path / "whole/tiny/history.csv").read_text() == (out / "history.csv").read_text()
+
+
+def test_a_checkpoint_of_other_params_is_not_resumed(tiny: None, world: Path, tmp_path: Path) -> None:
+    params = [validated({**SETTINGS, "seed": seed}, train.params_model("waves", "tiny"), "train") for seed in (1, 2)]
+    first, second = (train._fingerprint(p, world, None) for p in params)
+    assert first != second
+
+
+def test_a_run_of_another_dataset_is_refused_with_every_difference(tiny: None, world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "runs" / "tiny"
+    fit(world, out, steps=5)
+    other = worlds.stations().info
+    with pytest.raises(ValueError, match="trained on another dataset") as caught:
+        runs.load(out, other)
+    for word in ("name: checkpoint has 'waves', data has 'stations'", "variables", "geometry", "n_sensors"):
+        assert word in str(caught.value)
+
+
+def test_damaged_weights_are_refused(tiny: None, world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "runs" / "tiny"
+    fit(world, out, steps=5)
+    weights = out / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(ValueError, match="the file is damaged"):
+        runs.load(out, sensors.read(world).info)
+
+
+def test_unknown_keys_and_baselines_are_errors(tiny: None, world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match=r"train\.waves\.tiny\.model\.widht: unknown key"):
+        validated({**SETTINGS, "model": {"widht": 8}}, train.params_model("waves", "tiny"), "train.waves.tiny")
+    with pytest.raises(ValueError, match="krigging"):
+        fit(world, tmp_path / "runs" / "tiny", background="krigging")
+
+
+def test_a_diverging_loss_stops_with_the_step(tiny: None, world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step \d+: lower learning_rate"):
+        fit(world, tmp_path / "runs" / "tiny", learning_rate=1e30, warm_up=0.0)
+
+
+def test_only_held_out_validation_sensors_choose_the_weights(tiny: None, tmp_path: Path) -> None:
+    """The test sensor of the station world never enters training or validation batches."""
+    dataset = worlds.stations()
+    settings = {**SETTINGS, "windows": {"batch": 4, "max_lead": 3, "context_frames": 2, "hide": 2}}
+    params = validated(settings, train.params_model("stations", "tiny"), "train.stations.tiny")
+    data = train.Data(dataset, params)
+    asked = {int(s) for batch in data._validation() for s in batch.query.sensor.unique()}
+    held_test = int((dataset["sensor/role"] == sensors.HELD_TEST).nonzero()[0][0])
+    assert held_test not in asked
+    assert int((dataset["sensor/role"] == sensors.HELD_VALIDATION).nonzero()[0][0]) in asked
