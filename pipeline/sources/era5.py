@@ -6,6 +6,9 @@
     CDS zip              the netCDF files inside; a request that mixes instants and sums arrives like this, whatever its suffix
     Zarr by URL          ARCO-ERA5, WeatherBench2: long names, 0..360, either order of axes and latitudes; only what the box needs is read
 
+ARCO-ERA5 is gs://gcp-public-data-arco-era5/ar/full_37-1h-0p25deg-chunk-1.zarr-v3. A chunk is an hour of the whole globe, 4 MB a variable
+before compression, so a month of one city reads 3 GB: a store is read only where `url` asks for it, with a box and a period.
+
 Layouts are told apart by what is in a file, never by its name. `expver` 0001 is final, 0005 preliminary (ERA5T): kept for every time
 step, so that a later run can ask again for what was preliminary. Accumulations are of the hour that ends at the label.
 """
