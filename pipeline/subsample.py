@@ -42,7 +42,6 @@ class Network(Section):
 
     step: float = Field(default=1.0, gt=0)  # hours between frames
     covariates: tuple[str, ...] = ()  # variables seen beside the value at context sensors; with them comes their availability
-    max_flag: int = Field(default=3, ge=1, le=4)  # worst aggregate QARTOD flag that is used
     utc_offset: float = 0.0  # hours; frames lie at whole steps of local time, and the hour of the day is the local one
     periods: tuple[tuple[date, date], ...] | None = None  # [first, last) days in UTC, each a trajectory; None: everything is one
     cells: Cells | None = None  # for moving sensors
@@ -53,6 +52,7 @@ class Subsample(Section):
     source: str
     variables: tuple[str, ...] = Field(min_length=1)
     seed: int = 0
+    max_flag: int = Field(default=3, ge=1, le=4)  # worst aggregate QARTOD flag of a value, or of a frame of a field, that is used
     network: Network | None = None  # for a source of observations
     layout: Layout | None = None  # for a source that is a field
     split: splits.TimeBlocks | None = None  # None: trajectories are split by the role the source gives them
@@ -91,8 +91,8 @@ def run(params: Subsample, key: str, *, ingested: Path, checked: Path, out: Path
             if not fields.is_field(ingested):
                 hint = f"run its stage first or, for observations, give subsample.{key} `network` in place of `layout`"
                 raise ValueError(f"{ingested} holds no field.zarr: {hint}")
-            info = _from_field(params, params.layout, key, ingested, writer)
-            inputs = {"field.zarr": tree_sha256(ingested / "field.zarr")}
+            info = _from_field(params, params.layout, key, ingested, checked, writer)
+            inputs = {"field.zarr": tree_sha256(ingested / "field.zarr"), "frames.parquet": sha256(checked / "frames.parquet")}
         dataset = writer.finish(info, recipe, inputs)
     split = np.asarray(dataset["frame/split"])
     log.info(
@@ -107,13 +107,15 @@ def run(params: Subsample, key: str, *, ingested: Path, checked: Path, out: Path
     )
 
 
+def sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
 def tree_sha256(folder: Path) -> str:
     """One hash of all files below a folder, their names included."""
-    total = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        with path.open("rb") as handle:
-            total.update(f"{path.relative_to(folder).as_posix()} {hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return hashlib.sha256("".join(f"{path.relative_to(folder).as_posix()} {sha256(path)}\n" for path in files).encode()).hexdigest()
 
 
 # Observations -------------------------------------------------------------------------------------------------------------------------
@@ -200,7 +202,7 @@ def _binned(params: Subsample, network: Network, checked: Path) -> pd.DataFrame:
             raise ValueError(f"{path} has no column flag_aggregate: it must come from the validate stage")
         read += len(rows)
         seen |= set(rows["variable"])
-        kept = rows[rows["flag_aggregate"] <= network.max_flag]
+        kept = rows[rows["flag_aggregate"] <= params.max_flag]
         flagged += len(rows) - len(kept)
         time = kept["time"].dt.tz_localize(None).to_numpy("datetime64[us]")
         kept = kept.assign(period=_period(time, network), bin=-(-(time.astype(np.int64) + offset) // step), moving=kept["trip_id"].notna())
@@ -209,7 +211,7 @@ def _binned(params: Subsample, network: Network, checked: Path) -> pd.DataFrame:
     if absent:
         held = {name for path in observations.partitions(checked) for name in pd.read_parquet(path, columns=["variable"])["variable"]}
         raise ValueError(f"{checked} holds no row of {', '.join(absent)}; it has {', '.join(sorted(held))}")
-    log.info("%s: read %d rows, left out %d with a flag above %d", checked, read, flagged, network.max_flag)
+    log.info("%s: read %d rows, left out %d with a flag above %d", checked, read, flagged, params.max_flag)
     total = pd.concat(sums).groupby(level=BIN).sum()
     means = pd.DataFrame({name: total[f"sum {name}"] / total[f"count {name}"].replace(0, np.nan) for name in wanted})
     means[["longitude", "latitude"]] = total[["longitude", "latitude"]].div(total["rows"], axis=0)
@@ -325,7 +327,7 @@ def _covariates(table: pd.DataFrame, network: Network, learn: np.ndarray, mixed:
 # Fields -------------------------------------------------------------------------------------------------------------------------------
 
 
-def _from_field(params: Subsample, layout: Layout, key: str, ingested: Path, writer: sensors.Writer) -> DatasetInfo:
+def _from_field(params: Subsample, layout: Layout, key: str, ingested: Path, checked: Path, writer: sensors.Writer) -> DatasetInfo:
     field = fields.open_field(ingested)
     absent = [name for name in params.variables if name not in field]
     if absent:
@@ -333,6 +335,7 @@ def _from_field(params: Subsample, layout: Layout, key: str, ingested: Path, wri
     field = field[list(params.variables)]
     trajectories, frames = field.sizes.get("trajectory", 1), field.sizes["time"]
     split = _field_split(params, key, field, trajectories, frames)
+    unfit = _unfit(checked, trajectories * frames, params.max_flag)
     place, scale = _grid(field)
     torus = field.attrs["geometry"] == "torus"
     shape = (field.sizes["y"], field.sizes["x"])
@@ -346,10 +349,11 @@ def _from_field(params: Subsample, layout: Layout, key: str, ingested: Path, wri
     for trajectory, first, truth in _pieces(field, params.variables):
         if trajectory != owner:
             points, owner = layout.sensors(shape, frames, torus, params.seed, trajectory), trajectory
+        start = trajectory * frames + first
+        truth[unfit[start : start + len(truth)]] = np.nan
         at = points[first : first + len(truth)]
         value = layout.observed(np.take_along_axis(truth, at[..., None], axis=1), params.seed, trajectory, first)
         valid = np.isfinite(value).all(axis=-1)
-        start = trajectory * frames + first
         counts[start : start + len(truth)] = valid.sum(axis=1)
         writer.append("obs/value", value[valid])
         writer.append("obs/position", place[at[valid]])
@@ -414,6 +418,19 @@ def _stored(array: xr.DataArray, dim: str) -> list[slice]:
     """The chunks of a dimension, as slices."""
     edges = np.concatenate([[0], np.cumsum(array.variable.chunksizes.get(dim, (array.sizes[dim],)))])
     return [slice(int(a), int(b)) for a, b in pairwise(edges)]
+
+
+def _unfit(checked: Path, frames: int, max_flag: int) -> np.ndarray:
+    """Which frames of a field quality control has failed: their values count as missing."""
+    path = checked / "frames.parquet"
+    if not path.exists():
+        raise ValueError(f"{path} does not exist: run the validate stage first")
+    flags = pd.read_parquet(path, columns=["flag_aggregate"])["flag_aggregate"].to_numpy()
+    if len(flags) != frames:
+        raise ValueError(f"{path} has {len(flags)} rows, the field {frames} frames: run the validate stage again")
+    unfit = flags > max_flag
+    log.info("%s: %d of %d frames left out with a flag above %d", path, unfit.sum(), frames, max_flag)
+    return unfit
 
 
 def _field_split(params: Subsample, key: str, field: xr.Dataset, trajectories: int, frames: int) -> np.ndarray:

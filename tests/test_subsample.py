@@ -105,7 +105,7 @@ def test_station_network_by_the_book(tmp_path: Path) -> None:
 
 def test_stricter_flags_keep_less(tmp_path: Path) -> None:
     rows = station_rows()
-    strict = made(tmp_path, rows, "strict", network={"max_flag": 1})
+    strict = made(tmp_path, rows, "strict", max_flag=1)
     plain = made(tmp_path, rows, "plain")
     assert 0.7 * len(plain["obs/value"]) < len(strict["obs/value"]) < 0.85 * len(plain["obs/value"])
 
@@ -305,10 +305,15 @@ def weather_field(folder: Path, hours: int = 240) -> Path:
     return folder
 
 
-def drawn(folder: Path, ingested: Path, name: str = "out", **changes: Any) -> sensors.SensorDataset:
+def drawn(folder: Path, ingested: Path, name: str = "out", failed: tuple[int, ...] = (), **changes: Any) -> sensors.SensorDataset:
     raw = {"source": "f", "variables": ["vorticity"], "layout": {"strategy": "random", "rate": 0.25}, "cases": {"stride": 2}, **changes}
     model = params.validated(raw, subsample.Subsample, "subsample.ns")
-    subsample.run(model, "ns", ingested=ingested, checked=folder / "none", out=folder / f"{name}.zarr")
+    if (ingested / "field.zarr").exists():
+        sizes = xr.open_zarr(ingested / "field.zarr", consolidated=False).sizes
+        flags = np.full(sizes.get("trajectory", 1) * sizes["time"], 3, np.int8)
+        flags[list(failed)] = 4
+        pd.DataFrame({"flag_aggregate": flags}).to_parquet(folder / "frames.parquet")
+    subsample.run(model, "ns", ingested=ingested, checked=folder, out=folder / f"{name}.zarr")
     return sensors.read(folder / f"{name}.zarr")
 
 
@@ -333,6 +338,21 @@ def test_simulation_with_sensors_drawn_per_trajectory(tmp_path: Path) -> None:
     assert dataset.info.query_covariates == ()
     assert dataset["cases/frame"].tolist() == [24, 26, 28, 30, 32, 34]
     assert dataset["cases/block"].tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_frames_that_failed_quality_control_are_missing(tmp_path: Path) -> None:
+    source = wave_field(tmp_path)
+    dataset, plain = drawn(tmp_path, source, failed=(2, 31)), drawn(tmp_path, source, "plain")
+    assert np.flatnonzero(np.diff(dataset["frame/obs_start"]) == 0).tolist() == [2, 31]
+    assert np.isnan(dataset["truth/value"][[2, 31]]).all()
+    assert np.array_equal(np.delete(dataset["truth/value"], [2, 31], axis=0), np.delete(plain["truth/value"], [2, 31], axis=0))
+    part = next(cases(dataset, "test", 1, [0, 1], 1))  # frame 30, and 31 as its answer
+    assert part.batch.query.mask.any(dim=-1).tolist() == [[True, False]]
+    (tmp_path / "frames.parquet").unlink()
+    recipe = {name: value for name, value in dataset.recipe.items() if name != "key"}
+    model = params.validated(recipe, subsample.Subsample, "recipe")  # what is stored is what was asked for
+    with pytest.raises(ValueError, match=r"frames.parquet does not exist: run the validate stage"):
+        subsample.run(model, "ns", ingested=source, checked=tmp_path, out=tmp_path / "out.zarr")
 
 
 @pytest.mark.parametrize("chunks", [{"trajectory": 1}, {"trajectory": 4, "time": 2}, {"time": 5, "y": 4}])
