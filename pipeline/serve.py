@@ -17,7 +17,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import icechunk
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
@@ -33,7 +32,7 @@ _PAGES = {"maps": "map", "reports": "report", "quality": "quality"}
 def app(published: Path) -> FastAPI:
     """The application over a folder of publications, which may still be empty."""
     service = FastAPI(title="Fieldcast", docs_url=None, redoc_url=None)  # their pages need a content network
-    repositories: dict[str, icechunk.Repository] = {}
+    repositories: dict[str, Any] = {}
 
     @service.exception_handler(HTTPException)
     async def problem(request: Request, error: HTTPException) -> JSONResponse:
@@ -56,8 +55,7 @@ def app(published: Path) -> FastAPI:
             repositories[key] = publish.open_repository(folder)
         if tag and tag not in await repositories[key].list_tags_async():
             raise HTTPException(404, f"no run {tag!r} of {key!r} is published")
-        where = {"tag": tag} if tag else {"branch": publish.BRANCH}
-        session = await repositories[key].readonly_session_async(**where)
+        session = await repositories[key].readonly_session_async(None if tag else publish.BRANCH, tag=tag or None)
         content = await _root(session) if path == "zarr.json" else await _get(session, path)
         if content is None:
             raise HTTPException(404, f"{path!r} is not in the published cube {key!r}")
@@ -79,12 +77,12 @@ def app(published: Path) -> FastAPI:
     return service
 
 
-async def _get(session: icechunk.Session, path: str) -> bytes | None:
+async def _get(session: Any, path: str) -> bytes | None:
     buffer = await session.store.get(path, default_buffer_prototype())
     return None if buffer is None else buffer.to_bytes()
 
 
-async def _root(session: icechunk.Session) -> bytes | None:
+async def _root(session: Any) -> bytes | None:
     """The root's metadata with that of all its members inside: HTTP has no listing, so readers find them here."""
     content = await _get(session, "zarr.json")
     if content is None:

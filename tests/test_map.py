@@ -171,7 +171,7 @@ def test_the_keyboard_alone_is_enough(opened: Any) -> None:
     page.page.keyboard.press("ArrowRight")
     assert page.page.locator("#tip").evaluate("tip => [+tip.dataset.row, +tip.dataset.column]") == [first[0], first[1] + 1]
     page.page.keyboard.press("Enter")
-    assert page.page.locator("#place").inner_text().startswith("vorticity at x 0.583")
+    assert page.page.locator("#place").inner_text().startswith("Vorticity at x 0.583")
     before = page.picture()
     page.page.keyboard.press("+")
     assert page.picture() != before

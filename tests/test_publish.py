@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -146,35 +145,42 @@ def test_a_damaged_or_missing_forecast_is_refused_by_name(made: dict[str, Path],
     assert not (tmp_path / "out/plane/latest").exists()
 
 
-@pytest.mark.parametrize("moment", ["commit", "create_tag", "replace"])
-def test_kill_9_at_any_moment_leaves_whole_runs_and_the_next_publication_repairs(
-    made: dict[str, Path], tmp_path: Path, moment: str
-) -> None:
-    put(made["at390"], tmp_path)
-    pages = (tmp_path / "plane/latest").resolve()
-    target = {"commit": "icechunk.Session.commit", "create_tag": "icechunk.Repository.create_tag", "replace": "os.symlink"}[moment]
-    owner, _, name = target.rpartition(".")
-    script = f"""
-import os, signal, icechunk
+KILLED = """
+import os, signal, sys
 from pathlib import Path
-from tests import test_publish as t
-setattr({owner}, {name!r}, lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL))
-t.put(Path({str(made["at391"])!r}), Path({str(tmp_path)!r}), 1)
+import icechunk
+from tests.test_publish import put
+forecast, root = map(Path, sys.argv[1:])
+moments = {"commit": (icechunk.Session, "commit"), "tag": (icechunk.Repository, "create_tag"), "link": (Path, "symlink_to")}
+for name, (owner, method) in moments.items():
+    child = os.fork()
+    if not child:
+        setattr(owner, method, lambda *given, **named: os.kill(os.getpid(), signal.SIGKILL))
+        put(forecast, root / name, 1)
+        os._exit(1)
+    print(name, -os.WTERMSIG(os.waitpid(child, 0)[1]))
 """
-    if moment == "replace":
-        script = script.replace("setattr(os, 'symlink'", "setattr(Path, 'symlink_to'")
-    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    whole = 1 if moment == "commit" else 2
-    cube = published_cube(tmp_path).load()
-    assert cube.sizes["init_time"] == whole
-    assert np.isfinite(cube["pm2p5"]).all()
-    assert (tmp_path / "plane/latest").resolve() == pages
-    put(made["at391"], tmp_path, 2)
-    assert published_cube(tmp_path).sizes["init_time"] == 2
-    messages, tags = _commits(tmp_path)
-    assert len(messages) == len(tags) == 2
-    assert json.loads((tmp_path / "plane/latest/receipt.json").read_text())["runs"][0]["frame"] == 391
+
+
+def test_kill_9_at_any_moment_leaves_whole_runs_and_the_next_publication_repairs(made: dict[str, Path], tmp_path: Path) -> None:
+    moments = ("commit", "tag", "link")
+    for moment in moments:
+        put(made["at390"], tmp_path / moment)
+    pages = {moment: (tmp_path / moment / "plane/latest").resolve() for moment in moments}
+    command = [sys.executable, "-c", KILLED, str(made["at391"]), str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["commit", "-9", "tag", "-9", "link", "-9"], done.stderr
+    for moment in moments:
+        published = tmp_path / moment
+        cube = published_cube(published).load()
+        assert cube.sizes["init_time"] == (1 if moment == "commit" else 2)
+        assert np.isfinite(cube["pm2p5"]).all()
+        assert (published / "plane/latest").resolve() == pages[moment]
+        put(made["at391"], published, 2)
+        assert published_cube(published).sizes["init_time"] == 2
+        messages, tags = _commits(published)
+        assert len(messages) == len(tags) == 2
+        assert json.loads((published / "plane/latest/receipt.json").read_text())["runs"][0]["frame"] == 391
 
 
 def test_readers_during_publication_see_whole_runs_only(made: dict[str, Path], tmp_path: Path) -> None:

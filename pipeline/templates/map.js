@@ -17,6 +17,7 @@ async function unpack(packed) {
   return values;
 }
 for (const v of D.variables) {
+  v.label = v.label[0].toUpperCase() + v.label.slice(1);
   v.values = await unpack(v.grid);
   v.count = Math.max(1, v.levels.length);
   v.middle = v.levels.length ? v.levels.indexOf(0.5) : 0;
@@ -76,7 +77,7 @@ function measure() {
   const ratio = Math.min(2, devicePixelRatio || 1), w = innerWidth, h = innerHeight, small = w <= 760;
   canvas.width = w * ratio; canvas.height = h * ratio;
   pen.setTransform(ratio, 0, 0, ratio, 0, 0);
-  const box = small ? { l: 8, t: 70, r: 8, b: 270 } : { l: Math.min(350, w * 0.27), t: 16, r: Math.min(350, w * 0.27), b: 128 };
+  const box = small ? { l: 8, t: 108, r: 8, b: 272 } : { l: Math.min(350, w * 0.27), t: 16, r: Math.min(350, w * 0.27), b: 128 };
   const wide = (S.x[1] - S.x[0]) * S.length[0], tall = (S.y[1] - S.y[0]) * S.length[1];
   const inner = [w - box.l - box.r, h - box.t - box.b];
   const fit = Math.max(1e-9, Math.min(inner[0] / wide, inner[1] / tall));
@@ -217,7 +218,7 @@ function drawSensors() {
 }
 function furniture(left, bottom) { // scale bar and north
   const target = 110 / view.perUnit, length = nice(target), pixels = length * view.perUnit, small = view.w <= 760;
-  const x = small ? 14 : 28, y = small ? 92 : view.h - 130;
+  const x = small ? 14 : 28, y = small ? 126 : view.h - 130;
   pen.strokeStyle = css("--ink"); pen.fillStyle = css("--ink"); pen.lineWidth = 1.6; pen.font = "11.5px system-ui, DejaVu Sans, sans-serif"; pen.textAlign = "left";
   pen.beginPath(); pen.moveTo(x, y - 6); pen.lineTo(x, y); pen.lineTo(x + pixels, y); pen.lineTo(x + pixels, y - 6); pen.stroke();
   pen.fillText(D.geographic ? `${+length.toPrecision(2)} km` : `${+length.toPrecision(2)}`, x + 6, y - 6);
@@ -255,7 +256,7 @@ function tip(place) {
   if (cell) {
     const label = { median: "", low: `${percent(v.levels[0] ?? 0)} level`, high: `${percent(v.levels.at(-1) ?? 0)} level`, width: "interval width" }[state.layer];
     html += `<b>${number(value)}</b>${unit}${label ? ` <span class="unit">· ${label}</span>` : ""}`;
-    if (v.levels.length) html += `<div>${interval(v)} interval ${number(gridOf(v, state.lead, 0)[cell.i])} – ${number(gridOf(v, state.lead, v.count - 1)[cell.i])}</div>`;
+    if (v.levels.length) html += `<div>${interval(v)} interval ${number(gridOf(v, state.lead, 0)[cell.i])} to ${number(gridOf(v, state.lead, v.count - 1)[cell.i])}</div>`;
     html += `<div>${dayTime(D.valid[state.lead])} (${ahead(D.valid[state.lead] - D.init)})</div><div>${coordinates(place.x, place.y)} · ${far(distance[cell.i])} from a sensor</div>`;
     if (distance[cell.i] > D.support) html += "<div>far from any sensor: take with care</div>";
     const s = scale();
