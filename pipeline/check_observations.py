@@ -199,7 +199,6 @@ def _gate(path: Path, gate: ObservationGate) -> Gated:
 
 
 def _why(rule: str, row: pd.Series, gate: ObservationGate) -> str:
-    period = _period("", gate)
     match rule:
         case "not_null":
             return "no " + ", ".join(name for name in expectations.REQUIRED if pd.isna(row[name]))
@@ -214,7 +213,7 @@ def _why(rule: str, row: pd.Series, gate: ObservationGate) -> str:
         case "known_after":
             return f"known at {row['knowledge_time']}, before its time {row['time']}"
         case _:
-            return "the same time, platform and variable twice" if period is None else str(period)
+            return "the same time, platform and variable twice"
 
 
 def _extra_copies(table: pd.DataFrame, rows: np.ndarray) -> np.ndarray:
