@@ -14,6 +14,7 @@ import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import pandas as pd
 from markupsafe import Markup
 from pydantic import Field
 
-from pipeline import atomic, cube, geometry, lexicon, metrics, verdict
+from pipeline import atomic, cube, lexicon, metrics, verdict
 from pipeline import report_figures as figures
 from pipeline import scores as score_tables
 from pipeline import sensors as sensor_data
@@ -74,8 +75,8 @@ def run(params: Params, key: str, *, checked: Path, sensors: Path, runs: Path, s
             sensors=sensor_figure(dataset),
             scores=score_sections(table, skills),
             fields=field_figures(params, dataset, table, examples),
-            stations=station_figures(params, dataset, table, examples),
-            maps=map_figures(params, dataset, table, forecasts),
+            stations=station_figures(dataset, table, examples),
+            maps=map_figures(dataset, table, forecasts),
             training=training(runs, table),
             recipe=json.dumps(dataset.recipe, indent=1),
             inputs=dict(dataset.inputs),
@@ -194,9 +195,9 @@ def split_figure(dataset: SensorDataset) -> Markup | None:
     calendar = cube.is_calendar(dataset.info)
     names = {code: name for name, code in sensor_data.SPLITS.items()} | {sensor_data.GAP: "gap"}
     spans = []
-    for row, (first, last) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for row, (first, last) in enumerate(pairwise(bounds)):
         cuts = [first, *(np.flatnonzero(np.diff(split[first:last])) + 1 + first), last]
-        for a, b in zip(cuts[:-1], cuts[1:], strict=True):
+        for a, b in pairwise(cuts):
             ends = np.array([time[a], time[b - 1] + dataset.info.step])
             start, end = matplotlib.dates.date2num(cube.to_time(dataset.info, ends)) if calendar else ends
             spans.append((row, float(start), float(end), names[int(split[a])]))
@@ -224,13 +225,14 @@ def score_sections(table: Table, skills: pd.DataFrame) -> list[dict[str, Any]]:
     """One section a variable and stratum: figures, the score tables of all metrics, skill against each baseline."""
     sections = []
     for variable, unit in table.about["units"].items():
-        for stratum in STRATA:
+        for stratum in ("field", "context", "held_out", "between"):
             rows = table.select(variable=variable, stratum=stratum, distance="all")
             if rows.empty:
                 continue
             leads = sorted(set(rows["lead"]))
             probabilistic = any(figures.able(table, name, "coverage_90") for name in table.about["models"])
-            binned = ((table.rows["stratum"] == stratum) & (table.rows["distance"] != "all")).any()
+            binned = "between" if stratum == "field" else stratum
+            far = binned in set(table.rows.loc[table.rows["distance"] != "all", "stratum"])
             best = verdict.best_model(table, variable, stratum)
             several = len(leads) > 1
             sections.append(
@@ -240,14 +242,17 @@ def score_sections(table: Table, skills: pd.DataFrame) -> list[dict[str, Any]]:
                     "leads": [f"{lead:g}" for lead in leads],
                     "curve": Markup(figures.by_lead(table, "rmse", variable, stratum, unit)) if several else None,
                     "skill_curve": Markup(figures.skill_by_lead(table, skills, best, variable, stratum)) if best and several else None,
-                    "distance": Markup(figures.by_distance(table, variable, stratum, _shown(leads), unit)) if binned else None,
+                    "distance": Markup(figures.by_distance(table, variable, binned, _shown(leads), unit))
+                    if far and stratum != "between"
+                    else None,
                     "calibration": Markup(figures.calibration(table, variable, stratum)) if probabilistic else None,
                     "tables": [score_table(table, name, variable, stratum, leads) for name in TABLED if (rows["metric"] == name).any()],
                     "skill": skill_table(skills, variable, stratum, leads),
                     "unbeaten": unbeaten(skills, variable, stratum),
+                    "folded": "field" in set(table.rows["stratum"]) and stratum != "field",
                     "n": f"{int(rows['n'].max()):,}",
                     "spread": _number(float(rows.loc[rows["metric"] == "truth_std", "value"].max())),
-                    "unit": "" if unit == "1" else unit,
+                    "unit": verdict.unit_text(unit),
                 }
             )
     return sections
@@ -267,7 +272,8 @@ def score_table(table: Table, metric: str, variable: str, stratum: str, leads: S
     cells = rows.set_index(["model", "lead"])
     lines = []
     for name in order:
-        what, line = table.about["models"][name], []
+        what = table.about["models"][name]
+        line: list[dict[str, Any] | None] = []
         for lead in leads:
             if (name, lead) not in cells.index:
                 line.append(None)
@@ -290,7 +296,7 @@ def score_table(table: Table, metric: str, variable: str, stratum: str, leads: S
             note = "CRPS = MAE" if metric == "crps" and what["distribution"] == "mean only" else ""
             lines.append({"model": name, "role": what["role"], "cells": line, "note": note})
     unit = metrics.unit(metric, table.about["units"][variable])
-    return {"metric": metric, "title": metrics.METRICS[metric].title, "unit": "" if unit == "1" else unit, "rows": lines, "judged": judged}
+    return {"metric": metric, "title": metrics.METRICS[metric].title, "unit": verdict.unit_text(unit), "rows": lines, "judged": judged}
 
 
 def skill_table(skills: pd.DataFrame, variable: str, stratum: str, leads: Sequence[float]) -> list[dict[str, Any]]:
@@ -335,7 +341,7 @@ def field_figures(params: Params, dataset: SensorDataset, table: Table, examples
     return out
 
 
-def station_figures(params: Params, dataset: SensorDataset, table: Table, examples: pd.DataFrame) -> list[Markup]:
+def station_figures(dataset: SensorDataset, table: Table, examples: pd.DataFrame) -> list[Markup]:
     """What stations reported and what was predicted for them: a context and a held-out station of each example case."""
     stations = examples[examples["sensor"] >= 0]
     out = []
@@ -358,7 +364,7 @@ def station_figures(params: Params, dataset: SensorDataset, table: Table, exampl
     return out
 
 
-def map_figures(params: Params, dataset: SensorDataset, table: Table, forecasts: Path) -> list[Markup]:
+def map_figures(dataset: SensorDataset, table: Table, forecasts: Path) -> list[Markup]:
     """The newest forecast field of a station network at a few leads, with what its sensors had last reported."""
     if dataset.has_truth:
         return []
@@ -467,8 +473,8 @@ def _shown(leads: Sequence[float]) -> list[float]:
 
 def _statistics(dataset: SensorDataset, channel: int) -> str:
     info = dataset.info
-    unit = "" if info.units[channel] == "1" else f" {info.units[channel]}"
-    return f"mean {info.mean[channel]:.4g}{unit}, standard deviation {info.std[channel]:.4g}{unit} in the training split"
+    unit = verdict.unit_text(info.units[channel])
+    return f"{info.mean[channel]:.4g} ± {info.std[channel]:.4g} {unit}".rstrip() + " (mean and standard deviation, training split)"
 
 
 def _variable(name: str) -> str:
@@ -476,7 +482,7 @@ def _variable(name: str) -> str:
 
 
 def _amount(number: float, unit: str) -> str:
-    return f"{number:g}" if unit == "1" else f"{number:g} {unit}"
+    return f"{number:g} of model time" if unit == "1" else f"{number:g} {unit}"
 
 
 def _moment(time: Any) -> str:
@@ -504,9 +510,18 @@ def _number(value: float) -> str:
     return f"{value:.2e}"
 
 
-def _percent(value: float) -> str:
-    return "–" if not np.isfinite(value) else f"{100 * value:+.0f} %"
+def _percent(skill: float) -> str:
+    """A skill as people read it: percent, or how many times as large where it is more than twice."""
+    if not np.isfinite(skill):
+        return "–"
+    return (
+        f"{100 * skill:+.0f} %".replace("-0 %", "0 %").replace("+0 %", "0 %")
+        if skill > -1
+        else f"×{1 - skill:.1f}"
+        if skill > -9
+        else f"×{1 - skill:,.0f}"
+    )
 
 
-def _span(row: Mapping[str, Any]) -> str:
-    return "" if pd.isna(row["low"]) else f"{100 * row['low']:+.0f} to {100 * row['high']:+.0f} %"
+def _span(row: Mapping[Any, Any]) -> str:
+    return "" if pd.isna(row["low"]) else f"{_percent(row['low'])} to {_percent(row['high'])}"

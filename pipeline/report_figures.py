@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 from models.contract import DatasetInfo
 from pipeline.metrics import METRICS, Below
 from pipeline.scores import Table, distance_labels
-from pipeline.verdict import lead_text
+from pipeline.verdict import lead_text, unit_text
 
 INK, SOFT, LINE = "#16202b", "#5b6875", "#d5dce3"
 _MODELS = ("#0b6bcb", "#d1480f", "#0a8f6a", "#9a3fb5", "#b8860b")
@@ -45,7 +45,7 @@ _STYLE: Any = {
     "axes.edgecolor": LINE,
     "axes.labelcolor": SOFT,
     "axes.titlesize": 10,
-    "axes.titleweight": "semibold",
+    "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -87,7 +87,7 @@ def look(table: Table) -> dict[str, dict[str, Any]]:
 
 def by_lead(table: Table, metric: str, variable: str, stratum: str, unit: str) -> str:
     """A metric by lead with its interval, one line a predictor."""
-    rows = table.select(metric=metric, variable=variable, stratum=stratum, distance="all")
+    rows = _telling(table.select(metric=metric, variable=variable, stratum=stratum, distance="all"), stratum)
     with _drawing(f"lead-{metric}-{variable}-{stratum}", (6.4, 3.5), f"{METRICS[metric].title} of {variable} by lead") as (figure, result):
         axes = figure.add_subplot()
         styles = look(table)
@@ -105,6 +105,7 @@ def by_lead(table: Table, metric: str, variable: str, stratum: str, unit: str) -
         _lead_axis(axes, table, rows["lead"])
         if (rows["value"] > 0).all() and rows["value"].max() > 30 * rows["value"].min():
             axes.set_yscale("log")
+            axes.set_ylim(bottom=max(rows["value"].min() / 1.5, rows["value"].max() * 1e-4))
         else:
             axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
@@ -114,7 +115,7 @@ def by_lead(table: Table, metric: str, variable: str, stratum: str, unit: str) -
 def skill_by_lead(table: Table, skills: pd.DataFrame, model: str, variable: str, stratum: str) -> str:
     """Skill in RMSE of one model against each baseline by lead, with 95 % bands; above zero the model is better."""
     cells = (skills["metric"] == "rmse") & (skills["variable"] == variable) & (skills["stratum"] == stratum) & (skills["model"] == model)
-    rows, styles = skills[cells], look(table)
+    rows, styles = _telling(skills[cells], stratum), look(table)
     with _drawing(f"skill-{model}-{variable}-{stratum}", (6.4, 3.5), f"Skill of {model} for {variable} by lead") as (figure, result):
         axes = figure.add_subplot()
         axes.axhspan(-10, 0, color="#d1480f", alpha=0.05, linewidth=0)
@@ -162,7 +163,7 @@ def by_distance(table: Table, variable: str, stratum: str, leads: Sequence[float
             axes.set_xticks(range(len(bins)), bins)
             axes.set_xlabel(f"distance{_in(table.about['position_unit'])}")
             axes.set_title(lead_text(table, lead))
-            axes.set_ylim(bottom=0)
+        panels[0].set_ylim(bottom=0)
         panels[0].set_ylabel(f"RMSE{_in(unit)}")
         panels[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return result[0]
@@ -170,7 +171,7 @@ def by_distance(table: Table, variable: str, stratum: str, leads: Sequence[float
 
 def calibration(table: Table, variable: str, stratum: str) -> str:
     """Left: share of truths under each predicted quantile, all leads together. Right: coverage of the 90 % interval by lead."""
-    rows = table.select(variable=variable, stratum=stratum, distance="all")
+    rows = _telling(table.select(variable=variable, stratum=stratum, distance="all"), stratum)
     rows = rows[[able(table, name, "coverage_90") for name in rows["model"]]] if len(rows) else rows
     levels = {name: METRICS[name].level for name in METRICS if isinstance(METRICS[name], Below)}  # type: ignore[attr-defined]
     styles = look(table)
@@ -221,7 +222,9 @@ def pictures(
         figure,
         result,
     ):
-        panels = figure.subplots(len(leads), 1 + 2 * len(names), squeeze=False)
+        ratios = [1.0] * len(leads) + [0.05]
+        grid = figure.subplots(len(leads) + 1, 1 + 2 * len(names), squeeze=False, height_ratios=ratios)
+        panels, bars = grid[:-1], grid[-1]
         field = error = None
         for line, lead in zip(panels, leads, strict=True):
             shown: list[tuple[str, np.ndarray | None, bool]] = [("truth", truth[lead], False)]
@@ -246,9 +249,12 @@ def pictures(
             line[0].scatter(
                 sensors[:, 0], sensors[:, 1], s=3.5 if len(sensors) > 150 else 9, facecolor="white", edgecolor=INK, linewidth=0.4
             )
-        for image, place, text in ((field, panels[-1, 0], variable), (error, panels[-1, min(2, panels.shape[1] - 1)], "error")):
+        for axes in bars:
+            axes.set_axis_off()
+        for image, axes, text in ((field, bars[0], variable), (error, bars[2], "error")):
             if image is not None:
-                bar = figure.colorbar(image, ax=place, location="bottom", fraction=0.05, pad=0.03, aspect=22)
+                axes.set_axis_on()
+                bar = figure.colorbar(image, cax=axes, orientation="horizontal")
                 bar.outline.set_visible(False)
                 bar.ax.xaxis.set_major_locator(MaxNLocator(4))
                 bar.set_label(f"{text}{_in(unit)}")
@@ -274,7 +280,7 @@ def series(history: pd.DataFrame, examples: pd.DataFrame, names: Sequence[str], 
             axes.fill_between(part["lead"], part["low"], part["high"], color=styles[name]["color"], alpha=0.16, linewidth=0)
             axes.plot(part["lead"], part["mean"], label=name, **styles[name])
         axes.set_title(f"{title}, from {origin}")
-        axes.set_ylabel(unit if unit != "1" else "")
+        axes.set_ylabel(unit_text(unit))
         axes.set_xlabel(f"lead{_in(table.about['time_unit'])}")
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return result[0]
@@ -282,7 +288,7 @@ def series(history: pd.DataFrame, examples: pd.DataFrame, names: Sequence[str], 
 
 def sensor_map(info: DatasetInfo, fixed: Mapping[str, np.ndarray], moving: np.ndarray) -> str:
     """Fixed sensors by role [K,2], and a sample of where moving sensors (or grid sensors of one frame) were [N,2]."""
-    with _drawing("sensors", (4.4, 3.9), "Where the sensors are") as (figure, result):
+    with _drawing("sensors", (6.4, 3.9), "Where the sensors are") as (figure, result):
         axes = figure.add_subplot()
         axes.grid(True, axis="both")
         if len(moving):
@@ -308,9 +314,9 @@ def sensor_map(info: DatasetInfo, fixed: Mapping[str, np.ndarray], moving: np.nd
                 label=f"{label} ({len(position)})",
                 zorder=3,
             )
-        axes.set_aspect("equal", adjustable="datalim")
+        axes.set_aspect("equal")
         axes.set(xlabel=f"x{_in(info.position_unit)}", ylabel=f"y{_in(info.position_unit)}")
-        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2, handletextpad=0.3, columnspacing=1.0)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handletextpad=0.3)
     return result[0]
 
 
@@ -355,6 +361,12 @@ def training_curve(history: pd.DataFrame, best_step: int | None, name: str) -> s
     return result[0]
 
 
+def _telling(rows: pd.DataFrame, stratum: str) -> pd.DataFrame:
+    """Without lead 0 at the sensors themselves, where nearly everybody repeats the reading."""
+    later = rows[rows["lead"] > 0]
+    return later if stratum == "context" and len(later) else rows
+
+
 def able(table: Table, model: str, metric: str) -> bool:
     """Can this predictor have that metric at all?"""
     return metric not in ("coverage_90", "coverage_50", "width_90") or table.about["models"][model]["distribution"] != "mean only"
@@ -374,7 +386,13 @@ def _drawing(name: str, size: tuple[float, float], alt: str) -> Iterator[tuple[F
     body = text.getvalue()
     body = body[body.index("<svg") :]
     prefix = re.sub(r"[^a-z0-9]+", "-", name.lower())
-    body = re.sub(r'\bid="', f'id="{prefix}-', body)
+    seen: dict[str, int] = {}
+
+    def unique(match: re.Match[str]) -> str:  # equal images get equal ids from Matplotlib; whoever refers to one may have the first
+        seen[match[1]] = seen.get(match[1], 0) + 1
+        return f'id="{prefix}-{match[1]}' + (f'-{seen[match[1]]}"' if seen[match[1]] > 1 else '"')
+
+    body = re.sub(r'\bid="([^"]+)"', unique, body)
     body = re.sub(r'((?:xlink:)?href="#|url\(#)', rf"\g<1>{prefix}-", body)
     label = alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     result.append(re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', _opening(size, label), body, count=1))
@@ -399,7 +417,8 @@ def _lead_axis(axes: Axes, table: Table, leads: pd.Series) -> None:
 
 
 def _in(unit: str) -> str:
-    return "" if unit == "1" else f", {unit}"
+    text = unit_text(unit)
+    return f", {text}" if text else ""
 
 
 def _grid(part: pd.DataFrame, lead: float, column: str, shape: tuple[int, int]) -> np.ndarray:

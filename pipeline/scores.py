@@ -33,12 +33,13 @@ COLUMNS += ["value", "low", "high", "n", "blocks"]
 STRATA = {
     "context": "at the context sensors",
     "held_out": "at sensors no model saw",
-    "between": "grid points without a sensor",
-    "field": "all grid points",
+    "between": "at grid points without a sensor",
+    "field": "at all grid points",
 }
 SKILL_METRICS = ("mse", "rmse", "mae", "crps")
 _SHARED = ("dataset", "split", "cases", "leads", "time_unit", "position_unit", "units", "distance_edges", "bootstrap")
 _DIGITS = 7
+_NEGLIGIBLE, _ROUNDING = 0.005, 1e-5  # of the baseline's value, and of the size of the truth: a smaller difference is nobody's win
 
 
 @dataclass(frozen=True)
@@ -232,8 +233,8 @@ def read_all(folder: Path) -> Table:
 def compare(table: Table, model: str, baseline: str, metric: str, variable: str, stratum: str, lead: float) -> dict[str, Any]:
     """Paired comparison in one cell (all distances together): skill = 1 - ratio of the metric, its interval and a verdict.
 
-    The verdict looks at the difference draw by draw: "better" or "worse" if its central 95 % lie on one side of zero,
-    "within noise" otherwise, and "too few blocks" where there is no interval.
+    The verdict looks at the difference draw by draw: "better" or "worse" if its central 95 % lie on one side of zero and it is not
+    negligible (half a percent, or what single precision rounds away), "within noise" otherwise, "too few blocks" without an interval.
     """
     mine, theirs = (table.cells[name, variable, stratum, "all", lead] for name in (model, baseline))
     if not np.array_equal(mine.sums["n"], theirs.sums["n"]):
@@ -242,9 +243,14 @@ def compare(table: Table, model: str, baseline: str, metric: str, variable: str,
     held = (mine.sums["n"] > 0).sum()
     ours, other = metrics.evaluate(metric, mine.each), metrics.evaluate(metric, theirs.each)
     below, above = bootstrap.interval(other - ours, held)
+    here, there = metrics.evaluate(metric, mine.whole), metrics.evaluate(metric, theirs.whole)
+    size = np.sqrt(theirs.whole["truth_squared"] / theirs.whole["n"])
+    rounding = (_ROUNDING * size) ** 2 if metrics.METRICS[metric].unit == "squared" else _ROUNDING * size
+    negligible = abs(here - there) <= max(_NEGLIGIBLE * abs(there), rounding)
     verdict = "better" if below > 0 else "worse" if above < 0 else "within noise" if np.isfinite(below) else "too few blocks"
+    verdict = "within noise" if negligible and np.isfinite(below) else verdict
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.asarray(metrics.evaluate(metric, mine.whole) / metrics.evaluate(metric, theirs.whole))
+        ratio = np.asarray(here / there)
         low, high = bootstrap.interval(1 - ours / other, held)
     numbers = {"skill": 1 - ratio, "low": low, "high": high, "ratio": ratio}
     return {**{name: float(_rounded(x)) for name, x in numbers.items()}, "verdict": verdict, "n": int(mine.whole["n"]), "blocks": int(held)}

@@ -77,18 +77,18 @@ def _task(table: Table, variable: str, stratum: str, task: str) -> str:
         return f"{model} does not do this."
     by = {verdict: [row for row in found if row["verdict"] == verdict] for verdict in ("better", "within noise", "worse", "too few blocks")}
     if by["too few blocks"]:
-        ratio = _range([-100 * row["skill"] for row in found])
-        return f"{model} has {ratio} RMSE against the best baseline, but {found[0]['blocks']} blocks are too few to tell this from noise."
-    unit = metrics.unit(JUDGED, table.about["units"][variable])
+        numbers = "; ".join(f"{lead_text(table, row['lead'])}: {row['value']:.3g} against {row['floor']:.3g}" for row in found)
+        return f"{found[0]['blocks']} blocks are too few to tell {model} from the best baseline (RMSE at {numbers})."
+    unit = unit_text(metrics.unit(JUDGED, table.about["units"][variable]))
     if len(found) == 1:
-        row, shown = found[0], "" if unit == "1" else f" {unit}"
-        numbers = f"RMSE {row['value']:.3g} against {row['floor']:.3g}{shown}"
+        row = found[0]
+        numbers = f"RMSE {row['value']:.3g} against {row['floor']:.3g} {unit}".rstrip()
         text = {"better": "beats", "worse": "loses to", "within noise": "cannot be told from"}[row["verdict"]]
         return f"{model} {text} the best baseline, {row['baseline']} ({numbers})."
     parts = []
     if by["better"]:
         where = "every lead" if len(by["better"]) == len(found) else _leads(table, by["better"])
-        parts.append(f"beats the best baseline at {where} (RMSE {_range([-100 * row['skill'] for row in by['better']])})")
+        parts.append(f"beats the best baseline at {where} (RMSE {change([row['skill'] for row in by['better']])})")
     if by["within noise"]:
         where = "every lead" if len(by["within noise"]) == len(found) else _leads(table, by["within noise"])
         parts.append(
@@ -97,7 +97,7 @@ def _task(table: Table, variable: str, stratum: str, task: str) -> str:
     if by["worse"]:
         where = "every lead" if len(by["worse"]) == len(found) else _leads(table, by["worse"])
         names = _list(dict.fromkeys(row["baseline"] for row in by["worse"]))
-        parts.append(f"loses to {names} at {where} (RMSE {_range([-100 * row['skill'] for row in by['worse']])})")
+        parts.append(f"loses to {names} at {where} (RMSE {change([row['skill'] for row in by['worse']])})")
     return f"{model} {_list(parts)}."
 
 
@@ -120,12 +120,23 @@ def _leads(table: Table, rows: Sequence[dict[str, Any]]) -> str:
     return f"{'lead ' if len(rows) == 1 else 'leads '}{numbers}{'' if unit == '1' else ' ' + unit}"
 
 
-def _range(percent: Sequence[float]) -> str:
-    """Signed changes in percent, "-12 % to -50 %" """
-    values = sorted({round(float(x)) for x in percent if np.isfinite(x)}, key=abs)
-    if not values:
-        return "an undefined change of"
-    return f"{values[0]:+d} %" if len(values) == 1 else f"{values[0]:+d} % to {values[-1]:+d} %"
+def change(skills: Sequence[float]) -> str:
+    """What skills (1 - ratio) of one sign say: "12 to 50 % lower", "3 to 7 % higher", "2.1 to 30 times as large"."""
+    ratios = sorted(1 - float(x) for x in skills if np.isfinite(x))
+    if not ratios:
+        return "undefined"
+    if ratios[-1] > 2:
+        numbers, end = [f"{r:.2g}" if r < 10 else f"{r:,.0f}" for r in ratios], " times as large"
+    else:
+        numbers, end = [f"{100 * abs(1 - r):.0f}" for r in ratios], " % lower" if ratios[0] < 1 else " % higher"
+    first, last = (numbers[-1], numbers[0]) if ratios[0] < 1 and ratios[-1] <= 2 else (numbers[0], numbers[-1])
+    return (first if first == last else f"{first} to {last}") + end
+
+
+def unit_text(unit: str) -> str:
+    """A unit as people write it; "" for a number without one."""
+    written = {"1": "", "ug m-3": "µg/m³", "(ug m-3)2": "(µg/m³)²", "(K)2": "K²", "m s-1": "m/s", "W m-2": "W/m²"}
+    return written.get(unit, unit)
 
 
 def _list(items: Any) -> str:

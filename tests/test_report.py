@@ -1,0 +1,209 @@
+"""The report page: what it says follows from the numbers, and it works alone in a browser."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from models import registry
+from pipeline import evaluate, report, runs, scores, sensors, verdict
+from pipeline.bootstrap import Bootstrap
+from tests import forecasts, worlds
+from tests.test_evaluate import Nearest, many_waves, score
+
+TEXTS: dict[str, Any] = {"title": "An <analytic> world", "source": "Made up.", "license": "CC0-1.0", "attribution": "Nobody."}
+
+
+def make(folder: Path, dataset: sensors.SensorDataset, leads: tuple[int, ...], edges: tuple[float, ...]) -> Path:
+    """A report by the real stages: two baselines and one model, the model better than one of them and worse than the other."""
+    sensors.write(folder / "data.zarr", dataset)
+    for path, offset in (("baselines/nearest", 0.0), ("baselines/shifted", 0.6), ("mine", 0.4)):
+        runs.save(folder / "runs" / path, "nearest", {"offset": offset}, dataset.info, {"offset": torch.tensor(offset)}, 1)
+    history = pd.DataFrame({"step": [10, 20, 30], "loss": [3.0, 2.0, 1.5], "validation_loss": [3.2, 2.4, 2.5]})
+    history.to_csv(folder / "runs" / "mine" / "history.csv", index=False)
+    (folder / "runs" / "mine" / "summary.json").write_text(json.dumps({"parameters": 1234, "best_step": 20}))
+    given = evaluate.Params(leads=leads, batch=16, distance_edges=edges, bootstrap=Bootstrap(draws=200))
+    for model, run in (("baselines", "baselines"), ("mine", "mine")):
+        evaluate.run(given, "world", model, sensors=folder / "data.zarr", run=folder / "runs" / run, out=folder / "scores" / model)
+    (folder / "checked").mkdir()
+    rules = {"in_range": {"passed": False, "severity": "warn"}}
+    (folder / "checked" / "report.json").write_text(json.dumps({"rows": 1000, "suspect_share": 0.0123, "rules": rules}))
+    (folder / "checked" / "page.html").write_text("<p>quality")
+    build(folder, folder / "report", leads)
+    return folder
+
+
+def build(folder: Path, out: Path, leads: tuple[int, ...] = (0, 1)) -> None:
+    paths = {name: folder / name for name in ("checked", "runs", "scores", "forecasts")}
+    report.run(report.Params(**TEXTS, picture_leads=leads[:2]), "world", sensors=folder / "data.zarr", out=out, **paths)
+
+
+@pytest.fixture(scope="module")
+def registered() -> Iterator[None]:
+    registry.BASELINES["nearest"] = "tests.test_evaluate:Nearest"
+    yield
+    del registry.BASELINES["nearest"]
+
+
+@pytest.fixture(scope="module")
+def gridded(registered: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("gridded"), many_waves(), (0, 1, 2), (0.15,))
+
+
+@pytest.fixture(scope="module")
+def stations(registered: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, dataset = tmp_path_factory.mktemp("stations"), worlds.stations(hours=1600)
+    (folder / "forecasts").mkdir()
+    shutil.move(forecasts.make(folder / "made", dataset), folder / "forecasts" / "mine")
+    return make(folder, dataset, (0, 3, 6), (10.0,))
+
+
+def text(folder: Path) -> str:
+    return (folder / "report" / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_page_is_small_self_contained_and_the_same_each_time(gridded: Path, tmp_path: Path) -> None:
+    build(gridded, tmp_path / "again", (0, 1, 2))
+    assert (tmp_path / "again" / "report.html").read_bytes() == (gridded / "report" / "report.html").read_bytes()
+    page = text(gridded)
+    assert len(page) < 3_000_000
+    assert "An &lt;analytic&gt; world" in page
+    remote = [part[:60] for part in page.split('"') if part.startswith(("http://", "https://")) and "www.w3.org" not in part]
+    assert remote == []
+    ids = [part.split('"')[0] for part in page.split(' id="')[1:]]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_page_says_what_data_split_quality_and_recipe_it_rests_on(gridded: Path) -> None:
+    page, table = text(gridded), scores.read_all(gridded / "scores")
+    for said in ("Made up.", "CC0-1.0", "1.23 %", "in_range (warn)", "quality.html", table.about["cases"]["sha256"], "1,234 parameters"):
+        assert said in page, said
+    assert (gridded / "report" / "quality.html").read_text() == "<p>quality"
+    assert json.loads((gridded / "runs" / "mine" / "run.json").read_text())["weights_sha256"] in page
+
+
+def test_losses_are_said_like_wins(gridded: Path) -> None:
+    summary = json.loads((gridded / "report" / "summary.json").read_text())
+    assert summary["headline"][0].startswith("Forecast at all grid points: mine ")
+    assert "loses to" in summary["headline"][1]
+    page = text(gridded)
+    assert 'class="n better"' in page
+    assert 'class="n worse"' in page
+
+
+def test_pictures_of_stations_maps_and_series_are_there(stations: Path) -> None:
+    page = text(stations)
+    assert "held-out station 7" in page
+    assert "context station" in page
+    assert "The newest forecast field" in page
+    assert "PM2.5 by mine from" in page
+    assert "µg/m³" in page
+
+
+def sentence(mine: list[float], theirs: list[float], blocks: int = 12) -> str:
+    """The headline on scores whose squared errors a block are given by lead."""
+    dataset = many_waves()
+    table = scores.merge([score(dataset, Nearest()), score(dataset, Nearest(), "mine", "model")])
+    about = {**table.about, "cases": {**table.about["cases"], "blocks": blocks}}
+    rng = np.random.default_rng(0)
+    rows = []
+    template = table.blocks.iloc[0].to_dict()
+    for name, errors in (("nearest", theirs), ("mine", mine)):
+        for lead, error in enumerate(errors, start=1):
+            for block in range(blocks):
+                noise = 1 + 0.1 * rng.standard_normal()
+                cell = {"model": name, "stratum": "field", "distance": "all", "lead": float(lead), "block": block}
+                rows.append({**template, **cell, "n": 10, "squared": 10 * error**2 * noise, "truth_squared": 10.0})
+    return verdict.headline(scores.build(about, pd.DataFrame(rows)))[0]
+
+
+def test_the_headline_follows_the_numbers() -> None:
+    assert "mine beats the best baseline at every lead (RMSE 48 to 50 % lower)" in sentence([0.5, 0.5], [1.0, 1.0])
+    mixed = sentence([0.5, 1.0, 2.5], [1.0, 1.0, 1.0])
+    assert "beats the best baseline at lead 1" in mixed
+    assert "cannot be told from the best baseline (nearest) at lead 2" in mixed
+    assert "loses to nearest at lead 3 (RMSE 2.5 times as large)" in mixed
+    assert "3 blocks are too few to tell mine from the best baseline" in sentence([0.5], [1.0], blocks=3)
+
+
+@pytest.mark.parametrize(
+    ("skills", "expected"),
+    [
+        ([0.12, 0.5], "12 to 50 % lower"),
+        ([-0.03, -0.2], "3 to 20 % higher"),
+        ([-2.0, -30.0], "3 to 31 times as large"),
+        ([0.1], "10 % lower"),
+    ],
+)
+def test_changes_read_naturally(skills: list[float], expected: str) -> None:
+    assert verdict.change(skills) == expected
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine: install the package chromium")
+    from playwright.sync_api import sync_playwright
+
+    quiet = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    quiet += ["--disable-component-update", "--disable-sync"]
+    with sync_playwright() as play:
+        started = play.chromium.launch(executable_path=chromium, args=quiet)
+        yield started
+        started.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("world", ["gridded", "stations"])
+def test_the_page_works_alone_in_a_browser(world: str, browser: Any, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(world)
+    page, asked, complaints = browser.new_page(), [], []
+    page.on("request", lambda r: asked.append(r.url))
+    page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda e: complaints.append(str(e)))
+    address = (folder / "report" / "report.html").as_uri()
+    page.goto(address)
+    assert complaints == []
+    assert [url for url in asked if not url.startswith(("data:", address))] == []
+    assert page.locator("#headline").inner_text() == json.loads((folder / "report" / "summary.json").read_text())["headline"][0]
+
+    drawn = page.evaluate("[...document.querySelectorAll('figure > svg')].map(s => s.getBBox().width * s.getBBox().height)")
+    assert len(drawn) >= 6
+    assert all(area > 1000 for area in drawn)
+    pictures = page.evaluate(
+        """Promise.all([...document.querySelectorAll('svg image')].map(i => new Promise(done => {
+             const copy = new Image();
+             copy.onload = () => done(copy.naturalWidth);
+             copy.onerror = () => done(0);
+             copy.src = i.href.baseVal;
+           })))"""
+    )
+    assert pictures
+    assert all(width > 0 for width in pictures)
+
+    table = page.locator("table.scores").first
+    head = table.locator("thead button").nth(2)
+    column = "rows => rows.map(r => Number(r.cells[2].dataset.value))"
+    for order in (1, -1):
+        head.click()
+        values = table.locator("tbody tr").evaluate_all(column)
+        assert values == sorted(values, reverse=order < 0)
+        assert len(values) == 3
+    assert table.locator("thead th").nth(2).get_attribute("aria-sort") == "descending"
+
+    shown = page.locator(".choice").first.locator("table:visible")
+    assert shown.count() == 1
+    page.locator(".choice").first.locator("select").select_option(index=1)
+    assert shown.get_attribute("data-metric") != "rmse"
+    wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert wide <= 0
+    page.close()
