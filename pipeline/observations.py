@@ -10,10 +10,12 @@ A row that is absent was never measured. Raw values are never changed: quality c
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 OBSERVATIONS = pa.schema(
@@ -52,6 +54,48 @@ def write_partition(rows: pd.DataFrame, path: Path) -> None:
         raise ValueError(f"{path} would break the observations contract: " + "; ".join(problems))
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pandas(ordered, schema=schema, preserve_index=False), path, compression="zstd")
+
+
+def write_slices(slices: Iterable[pa.Table], path: Path) -> int:
+    """Write one partition that comes in order, slice by slice, so that it need not fit in memory; returns its number of rows.
+
+    Checks what `write_partition` checks. The same slices give the same bytes; no row, no file.
+    """
+    last: pa.Table | None = None
+    written = 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with pq.ParquetWriter(path, OBSERVATIONS, compression="zstd") as writer:
+            for rows in slices:
+                if not rows.num_rows:
+                    continue
+                joined = rows if last is None else pa.concat_tables([last, rows])
+                if not _sound(joined):
+                    problems = check_rows(joined.to_pandas()) or [f"rows are not sorted by {tuple(KEY)}"]
+                    raise ValueError(f"{path} would break the observations contract: " + "; ".join(problems))
+                writer.write_table(rows)
+                written += rows.num_rows
+                last = rows.slice(rows.num_rows - 1)
+    finally:
+        if not written:
+            path.unlink(missing_ok=True)
+    return written
+
+
+def _sound(rows: pa.Table) -> bool:
+    """No nulls, positions on Earth, keys strictly increasing."""
+    if any(rows[name].null_count for name in OBSERVATIONS.names if name != "trip_id"):
+        return False
+    for name, bound in (("longitude", 180.0), ("latitude", 90.0)):
+        if not pc.all(pc.less_equal(pc.abs(rows[name]), bound)).as_py():  # NaN is not less
+            return False
+    rows = rows.combine_chunks()
+    before, after = rows.slice(0, rows.num_rows - 1), rows.slice(1)
+    increasing = pa.array([False] * len(after))
+    for name in reversed(KEY):
+        more = pc.greater(after[name], before[name])
+        increasing = pc.or_(more, pc.and_(pc.equal(after[name], before[name]), increasing))
+    return bool(pc.all(increasing).as_py() is not False)
 
 
 def check_rows(rows: pd.DataFrame) -> list[str]:
