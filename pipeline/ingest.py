@@ -11,7 +11,6 @@ feed it, the parameters, the code that reads it and the libraries that write it.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -36,7 +35,6 @@ from pipeline.params import ParamsError, Section
 log = logging.getLogger(__name__)
 SLICE = 200_000  # wide rows turned into observations at a time
 READING = ("ingest", "tables", "delimited", "members", "observations")  # modules that decide what an observation is
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Source(Section):
@@ -68,7 +66,7 @@ def run(params: Any, key: str, *, raw: Path, out: Path) -> None:
         else:
             _run_tables(params, key, adapter, raw, out)
     except OSError as error:
-        if error.errno in NO_ROOM:
+        if error.errno in atomic.NO_ROOM:
             raise OSError(error.errno, f"no room to write {out}: {error}; what was there before stays. Free space and run again") from error
         raise
 
