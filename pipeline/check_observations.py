@@ -121,6 +121,8 @@ class Findings:
     held: pd.DataFrame | None = None
     held_rows: int = 0
     held_partitions: tuple[str, ...] = ()
+    held_at_ingest: pd.DataFrame | None = None  # the first of them: source_file, source_row, reason, raw
+    held_rows_at_ingest: int = 0
     off: dict[str, str] = field(default_factory=dict)  # test -> why it did not run
     campaigns: tuple[tuple[pd.Timestamp, pd.Timestamp], ...] = ()  # first and last label between which values are expected
 
@@ -133,6 +135,7 @@ def check(ingested: Path, gate: ObservationGate, out: Path) -> Findings:
     gated = workers.over(_gate, [(path, gate) for path in paths], processes)
     campaigns = _campaigns(gated, gate)
     findings = Findings([outcome for each in gated for outcome in each.outcomes], total, len(paths), campaigns=campaigns)
+    findings.held_at_ingest, findings.held_rows_at_ingest = _held_at_ingest(ingested)
 
     sound = {each.name: path for each, path in zip(gated, paths, strict=True) if _readable(each)}
     held = {each.name: dict(each.held) for each in gated}
@@ -282,6 +285,17 @@ def _totals(ingested: Path, total: int, gate: ObservationGate) -> Outcome:
     if told is None:
         return Outcome.of("totals", where, gate.rules, 0, 0, "ingest.json tells no number of rows")
     return Outcome.of("totals", where, gate.rules, 1, int(told != total), f"{total} rows found, {told} written by ingest")
+
+
+def _held_at_ingest(ingested: Path) -> tuple[pd.DataFrame | None, int]:
+    paths = observations.partitions(ingested, "quarantine")
+    parts: list[pd.DataFrame] = []
+    total = 0
+    for path in paths:
+        total += pq.read_metadata(path).num_rows
+        if sum(len(part) for part in parts) < EXAMPLES:
+            parts.append(next(pq.ParquetFile(path).iter_batches(EXAMPLES)).to_pandas())
+    return (pd.concat(parts).head(EXAMPLES)[observations.QUARANTINE.names], total) if total else (None, 0)
 
 
 # Completeness

@@ -16,14 +16,19 @@ from pipeline.params import Section
 from pipeline.qc import FAIL, NOT_EVALUATED, PASS, SUSPECT
 
 
-class Resistant(Section):
-    """Spatial consistency test (SCT) against a climatological background, for dense networks."""
+class Consistency(Section):
+    """Spatial consistency test (SCT) of dense networks: optimal interpolation from the others, leaving the value out.
 
-    least: int = Field(ge=10)  # neighbours in the outer circle, or the value is not tested
+    Its limits come from the neighbours alone, never from the value that is judged; tune it on planted errors before switching it on.
+    """
+
+    least: int = Field(ge=10)  # values in a time slice, or it is not tested
     inner_km: float = Field(gt=0)
     outer_km: float = Field(gt=0)
-    spread: tuple[float, float]  # admissible and valid half-range around the climatology, in robust standard deviations
-    threshold: float = Field(gt=0)
+    scale_km: float = Field(gt=0)  # smallest distance over which values resemble each other
+    noise: float = Field(gt=0)  # variance of a sensor's error relative to that of the field
+    suspect: float = Field(gt=0)  # threshold in expected standard deviations
+    fail: float = Field(gt=0)
 
 
 class Neighbors(Section):
@@ -34,7 +39,7 @@ class Neighbors(Section):
     suspect: float = Field(gt=0)  # threshold in standard deviations of the neighbours
     fail: float = Field(gt=0)
     min_std: float = Field(gt=0)  # in the variable's unit: agreement closer than this is luck
-    resistant: Resistant | None = None
+    consistency: Consistency | None = None
 
 
 def neighbor_flags(value: np.ndarray, time: np.ndarray, latitude: np.ndarray, longitude: np.ndarray, checks: Neighbors) -> np.ndarray:
@@ -52,8 +57,11 @@ def neighbor_flags(value: np.ndarray, time: np.ndarray, latitude: np.ndarray, lo
             continue
         points, company = _network(latitude[rows].tobytes(), longitude[rows].tobytes(), checks.least, checks.radius_km)
         flag[rows] = np.where(company, PASS, NOT_EVALUATED)
-        for verdict, threshold in ((SUSPECT, checks.suspect), (FAIL, checks.fail)):
-            odd = _buddy(points, value[rows], threshold, checks)
+        sct = checks.consistency if checks.consistency and len(rows) >= checks.consistency.least else None
+        for verdict, buddy, far in ((SUSPECT, checks.suspect, sct and sct.suspect), (FAIL, checks.fail, sct and sct.fail)):
+            odd = _buddy(points, value[rows], buddy, checks)
+            if sct and far:
+                odd |= _inconsistent(points, value[rows], far, sct)
             flag[rows[odd & company]] = verdict
     return flag
 
@@ -63,6 +71,15 @@ def _buddy(points: titanlib.Points, value: np.ndarray, threshold: float, checks:
     radius, least = np.full(n, 1000.0 * checks.radius_km), np.full(n, checks.least, np.int32)
     no_elevation = 0.0
     return np.asarray(titanlib.buddy_check(points, value, radius, least, threshold, no_elevation, 0.0, checks.min_std, 2)) == 1
+
+
+def _inconsistent(points: titanlib.Points, value: np.ndarray, threshold: float, sct: Consistency) -> np.ndarray:
+    n, fewest, most, rounds = len(value), 10, 100, 2
+    no_profile = (n + 1, 100.0, 1000.0 * sct.scale_km, 200.0)  # elevations are not known: never fit a vertical profile
+    limit = np.full(n, threshold)
+    radii = (1000.0 * sct.inner_km, 1000.0 * sct.outer_km)
+    flags, *_ = titanlib.sct(points, value, fewest, most, *radii, rounds, *no_profile, limit, limit, np.full(n, sct.noise))
+    return np.asarray(flags) == 1
 
 
 @lru_cache(maxsize=4096)

@@ -25,6 +25,12 @@ _SHARE_LEGEND = [
 ]  # fmt: skip
 
 
+_ABOUT = {
+    "source": "source", "attribution": "attribution", "licence": "licence", "history": "made by", "zone": "zone of the source",
+    "source_time_label": "time label of the source", "time_label": "time label here",
+}  # fmt: skip
+
+
 def render(key: str, gate: Any, findings: Any, report: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
     """The page of one source. `gate` are its parameters, `findings` what the checks found, `provenance` what ingest recorded."""
     about = _of_field(findings, report) if gate.kind == "field" else _of_observations(gate, findings, report)
@@ -35,7 +41,7 @@ def render(key: str, gate: Any, findings: Any, report: Mapping[str, Any], proven
         style=(TEMPLATES / "style.css").read_text(encoding="utf-8"),
         verdict=_verdict(report, about.pop("sentence")),
         rules=[_rule(name, entry) for name, entry in report["rules"].items()],
-        provenance=[(name, str(provenance[name])) for name in sorted(provenance) if isinstance(provenance[name], str | int | float)],
+        provenance=[(words, provenance[name]) for name, words in _ABOUT.items() if provenance.get(name)],
         files=_files(provenance),
         **about,
     )
@@ -67,11 +73,8 @@ def _rule(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _files(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names and hashes of the raw files, in whichever of the usual forms ingest recorded them."""
-    files = provenance.get("files") or provenance.get("inputs") or []
-    if isinstance(files, Mapping):
-        files = [{"name": name, **(entry if isinstance(entry, Mapping) else {"sha256": entry})} for name, entry in sorted(files.items())]
-    return [(str(entry.get("name") or entry.get("path")), str(entry.get("sha256", ""))) for entry in files if isinstance(entry, Mapping)]
+    """Names and hashes of the raw files that ingest read."""
+    return [(name, entry["sha256"]) for name, entry in sorted(provenance.get("raw", {}).items())]
 
 
 # Observations
@@ -97,13 +100,20 @@ def _of_observations(
             ("-" if report["completeness"] is None else f"{report['completeness']:.1%}", "complete"),
             (f"{report['suspect_share']:.2%}", "suspect"),
             (f"{report['fail_share']:.2%}", "failed"),
-            (f"{report['quarantined_rows']:,}", "rows held back"),
+            (f"{report['quarantined_rows'] + report['quarantined_at_ingest']:,}", "rows held back"),
             (report["sensors"], "sensors"),
         ],
         "tests": [_test(name, report["flags"].get(name, {})) for name in (*qc.TESTS, "aggregate")],
         "not_run": [(name.replace("_", " "), why) for name, why in report["not_run"].items()],
     }
     about |= _availability(gate, findings) | _map(findings.sensors) | _worst(findings) | _by_sensor(findings.tests)
+    if findings.held_at_ingest is not None:
+        unread = findings.held_at_ingest
+        about |= {
+            "unread_note": f"{findings.held_rows_at_ingest:,} rows or files never became observations; they are in ingest's quarantine. "
+            f"The first {len(unread)} are shown.",
+            "unread": [[_cell(value) for value in row] for row in unread.itertuples(index=False)],
+        }
     if findings.held is not None:
         shown = findings.held[["reason", *[c for c in findings.held.columns if c not in ("reason", "knowledge_time", "trip_id")]]]
         about |= {

@@ -27,6 +27,7 @@ def of_observations(findings: check_observations.Findings) -> dict[str, Any]:
         "partitions": findings.partitions,
         "quarantined_rows": findings.held_rows,
         "quarantined_partitions": len(findings.held_partitions),
+        "quarantined_at_ingest": findings.held_rows_at_ingest,
     }
     if findings.tests is None or findings.sensors is None:
         return report | {"rules": rules(findings.outcomes)}
