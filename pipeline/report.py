@@ -401,13 +401,7 @@ def _pair(table: Table, variable: str) -> tuple[str, str | None]:
     model = verdict.best_model(table, variable, stratum)
     if model is None:
         return baselines[0], baselines[1] if len(baselines) > 1 else None
-    return model, background(table, model) or (baselines[0] if baselines else None)
-
-
-def background(table: Table, model: str) -> str | None:
-    """The baseline a model corrects, found by its weights."""
-    sha256 = table.about["models"][model].get("background_sha256")
-    return next((name for name in table.baselines if sha256 and table.about["models"][name].get("weights_sha256") == sha256), None)
+    return model, verdict.background(table, model) or (baselines[0] if baselines else None)
 
 
 def _history(dataset: SensorDataset, frame: int, sensor: int, variable: str, longest: float) -> pd.DataFrame:

@@ -58,8 +58,14 @@ def headline(table: Table) -> list[str]:
             if stratum is not None:
                 prefix = title if len(table.about["units"]) == 1 else f"{title} of {variable}"
                 sentences.append(f"{prefix} {STRATA[stratum]}: {_task(table, variable, stratum, task)}")
-        sentences += _calibration(table, variable)
+        sentences += [*_against_background(table, variable), *_calibration(table, variable)]
     return sentences
+
+
+def background(table: Table, model: str) -> str | None:
+    """The baseline a model corrects, found by its weights; None where it has none or that baseline was not scored."""
+    sha256 = table.about["models"][model].get("background_sha256")
+    return next((name for name in table.baselines if sha256 and table.about["models"][name].get("weights_sha256") == sha256), None)
 
 
 def lead_text(table: Table, lead: float) -> str:
@@ -99,6 +105,24 @@ def _task(table: Table, variable: str, stratum: str, task: str) -> str:
         names = _list(dict.fromkeys(row["baseline"] for row in by["worse"]))
         parts.append(f"loses to {names} at {where} (RMSE {change([row['skill'] for row in by['worse']])})")
     return f"{model} {_list(parts)}."
+
+
+def _against_background(table: Table, variable: str) -> list[str]:
+    """Is a model worth its background? It must never be worse by more than noise."""
+    out = []
+    for model in table.models:
+        prior = background(table, model)
+        if prior is None:
+            continue
+        count = dict.fromkeys(("better", "within noise", "worse", "too few blocks"), 0)
+        strata = [stratum for stratum in (primary(table, task) for task in _TASKS) if stratum]
+        cells = table.select(metric=JUDGED, variable=variable, model=model, distance="all")
+        for stratum, lead in cells.loc[cells["stratum"].isin(strata), ["stratum", "lead"]].itertuples(index=False):
+            if (prior, variable, stratum, "all", lead) in table.cells:
+                count[compare(table, model, prior, JUDGED, variable, stratum, lead)["verdict"]] += 1
+        said = _list([f"{verdict} in {number}" for verdict, number in count.items() if number] or ["not scored"])
+        out.append(f"Against its own background, {prior}, {model} is {said} of {sum(count.values())} combinations of place and lead.")
+    return out
 
 
 def _calibration(table: Table, variable: str) -> list[str]:

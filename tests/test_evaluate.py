@@ -36,9 +36,10 @@ class Nearest:
 
     class Config(BaseModel):
         offset: float = 0.0
+        scale: float | None = None
 
     def __init__(self, config: Any = None, info: DatasetInfo | None = None, **changes: Any) -> None:
-        self.offset = config.offset if config else 0.0
+        self.offset, self.scale = (config.offset, config.scale) if config else (0.0, None)
         self.period = info.period if info else None
         self.__dict__.update(changes)
 

@@ -25,8 +25,10 @@ TEXTS: dict[str, Any] = {"title": "An <analytic> world", "source": "Made up.", "
 def make(folder: Path, dataset: sensors.SensorDataset, leads: tuple[int, ...], edges: tuple[float, ...]) -> Path:
     """A report by the real stages: two baselines and one model, the model better than one of them and worse than the other."""
     sensors.write(folder / "data.zarr", dataset)
+    prior = folder / "runs" / "baselines" / "nearest"
     for path, offset in (("baselines/nearest", 0.0), ("baselines/shifted", 0.6), ("mine", 0.4)):
-        runs.save(folder / "runs" / path, "nearest", {"offset": offset}, dataset.info, {"offset": torch.tensor(offset)}, 1)
+        runs.save(folder / "runs" / path, "nearest", {"offset": offset, "scale": 0.7}, dataset.info, {"offset": torch.tensor(offset)}, 1)
+    shutil.copytree(prior, folder / "runs" / "mine" / "background")
     history = pd.DataFrame({"step": [10, 20, 30], "loss": [3.0, 2.0, 1.5], "validation_loss": [3.2, 2.4, 2.5]})
     history.to_csv(folder / "runs" / "mine" / "history.csv", index=False)
     (folder / "runs" / "mine" / "summary.json").write_text(json.dumps({"parameters": 1234, "best_step": 20}))
@@ -94,6 +96,7 @@ def test_losses_are_said_like_wins(gridded: Path) -> None:
     summary = json.loads((gridded / "report" / "summary.json").read_text())
     assert summary["headline"][0].startswith("Forecast at all grid points: mine ")
     assert "loses to" in summary["headline"][1]
+    assert any(line.startswith("Against its own background, nearest, mine is") and "worse in" in line for line in summary["headline"])
     page = text(gridded)
     assert 'class="n better"' in page
     assert 'class="n worse"' in page
@@ -103,7 +106,7 @@ def test_pictures_of_stations_maps_and_series_are_there(stations: Path) -> None:
     page = text(stations)
     assert "held-out station 7" in page
     assert "context station" in page
-    assert "The newest forecast field" in page
+    assert "The forecast field that" in page
     assert "PM2.5 by mine from" in page
     assert "µg/m³" in page
 
