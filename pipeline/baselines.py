@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import reduce
 from operator import or_
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
+import torch
 from pydantic import Field, create_model, field_validator
 from rich.console import Console
 from rich.progress import track
@@ -54,7 +56,7 @@ def params_model(key: str) -> type[Params]:
 def run(params: Params, key: str, *, sensors: Path, out: Path) -> None:
     """Fit all baselines of `baselines.key` and write out/NAME for each; nothing is written unless every one could be fitted."""
     dataset = read(sensors)
-    with atomic.writing(out) as folder:
+    with atomic.writing(out) as folder, _one_thread():
         for name, choice in params.fit.items():
             try:
                 baseline = registry.load(choice.kind)(choice.config, dataset.info)
@@ -64,6 +66,17 @@ def run(params: Params, key: str, *, sensors: Path, out: Path) -> None:
             config = choice.config.model_dump(mode="json")
             runs.save(folder / name, choice.kind, config, dataset.info, baseline.state(), params.windows.context_frames)
             log.info("%s: fitted %s", key, name)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The last bits of a sum depend on the number of threads, and matrices as small as a sensor layout's gain nothing from a second."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Batches:

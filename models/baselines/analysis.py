@@ -38,7 +38,7 @@ def analyse(seen: Frames, query: Frames, period: float | None, method: Method) -
     mean = torch.zeros(b, s, q, seen.value.shape[-1], dtype=torch.float64, device=query.position.device)
     variance = torch.ones_like(mean)
     distance = torch.full_like(mean[..., 0], math.inf)
-    for rows in _alike([seen.position[i, -1][seen.mask[i, -1]] for i in range(b)]):
+    for rows in alike([seen.position[i, -1][seen.mask[i, -1]] for i in range(b)]):
         mask = seen.mask[rows[0], -1]
         if not mask.any():
             continue
@@ -47,7 +47,7 @@ def analyse(seen: Frames, query: Frames, period: float | None, method: Method) -
         place = embed(place, period)
         solve = method(place)
         pairs = [(i, k) for i in rows for k in range(s)]
-        for same in _alike([query.position[i, k] for i, k in pairs]):
+        for same in alike([query.position[i, k] for i, k in pairs]):
             here = [pairs[j] for j in same]
             values = torch.stack([seen.value[i, -1][seen.mask[i, -1]].double() for i, _ in here])
             values = values.new_zeros(len(here), len(count), values.shape[-1]).index_add_(1, which, values) / count[:, None]
@@ -117,7 +117,7 @@ def check_fixed(needed: bool, info: DatasetInfo) -> None:
         raise ValueError(f"ignore_moving is set, but {info.name} has no fixed sensor: nothing would be left to interpolate")
 
 
-def _alike(tensors: list[Tensor]) -> list[list[int]]:
+def alike(tensors: list[Tensor]) -> list[list[int]]:
     """Indices of tensors that are equal bit by bit, grouped, in the order of first appearance."""
     groups: dict[bytes, list[int]] = {}
     for index, tensor in enumerate(tensors):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import lightgbm
 import numpy as np
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from models.baselines.climatology import local_hour
-from models.baselines.fitted import FLOOR, Fitted
+from models.baselines.fitted import FLOOR, Fitted, along, by_lead
 from models.baselines.inverse_distance import weights
 from models.contract import DatasetInfo, FieldBatch, FieldPrediction, Frames
 
@@ -34,6 +34,7 @@ class Rows:
     reference: np.ndarray  # [M,C] persistence
     known: np.ndarray  # [M] the place was observed in the last context frame and is asked for at lead 0
     empty: np.ndarray  # [M] nothing at all was observed
+    lead: np.ndarray  # [M] frames
 
 
 class Boosting(Fitted):
@@ -51,7 +52,7 @@ class Boosting(Fitted):
         exponent: float = Field(2.0, gt=0)  # of the neighbours' weights
         seed: int = 0
 
-    parts = ("mean", "spread")  # LightGBM models as text, one a variable
+    parts = ("size", "mean", "spread")  # root mean square change [L,C] by lead; LightGBM models as text, one a variable
 
     def __init__(self, config: Config, info: DatasetInfo) -> None:
         super().__init__(info)
@@ -69,28 +70,32 @@ class Boosting(Fitted):
             rows = self._rows(batch.context, batch.query)
             valid = valid & ~rows.known & ~rows.empty
             answer = batch.query.value.double().numpy().reshape(len(valid), -1)[valid]
-            cut = Rows(*(getattr(rows, name)[valid] for name in ("feature", "reference", "known", "empty")))
+            cut = Rows(*(getattr(rows, field.name)[valid] for field in fields(Rows)))
             parts[number % self.config.held == self.config.held - 1].append((cut, answer - cut.reference))
         if not parts[0] or not parts[1] or not sum(len(change) for _, change in parts[0]):
             raise ValueError(f"{self.info.name}: boosting needs at least {self.config.held} training batches with answered questions")
-        (feature, change), (held, held_change) = (self._joined(part) for part in parts)
+        (feature, change, lead), (held, held_change, held_lead) = (self._joined(part) for part in parts)
+        size = by_lead(torch.from_numpy(change).square(), torch.from_numpy(lead)).sqrt().clamp(min=FLOOR)
+        self._state = {"size": size}
+        change, held_change = change / self._size(lead), held_change / self._size(held_lead)
         mean, spread = [], []
         for c in range(change.shape[1]):
             model = self._train("regression", feature, change[:, c], self.config.rounds)
             error = np.abs(held_change[:, c] - model.predict(held, num_threads=1))
             mean.append(model.model_to_string())
             spread.append(self._train("regression", held, error, self.config.spread_rounds).model_to_string())
-        self._state = {"mean": _SEPARATOR.join(mean), "spread": _SEPARATOR.join(spread)}
+        self._state |= {"mean": _SEPARATOR.join(mean), "spread": _SEPARATOR.join(spread)}
 
     def predict(self, context: Frames, query: Frames) -> FieldPrediction:
-        mean, spread = ([_booster(text) for text in str(self.state()[name]).split(_SEPARATOR)] for name in self.parts)
+        mean, spread = ([_booster(text) for text in str(self.state()[name]).split(_SEPARATOR)] for name in ("mean", "spread"))
         parts = []
         for start in range(0, query.mask.shape[2], _CHUNK):
             part = query.points(slice(start, start + _CHUNK))
             rows = self._rows(context, part)
-            change = np.stack([model.predict(rows.feature, num_threads=1) for model in mean], axis=-1)
+            size = self._size(rows.lead)
+            change = np.stack([model.predict(rows.feature, num_threads=1) for model in mean], axis=-1) * size
             # sd of a Gaussian from its mean absolute error
-            scale = np.stack([model.predict(rows.feature, num_threads=1) for model in spread], axis=-1) * math.sqrt(math.pi / 2)
+            scale = np.stack([model.predict(rows.feature, num_threads=1) for model in spread], axis=-1) * size * math.sqrt(math.pi / 2)
             still, nothing = rows.known[:, None], rows.empty[:, None]
             answer = rows.reference + np.where(still | nothing, 0.0, change)
             scale = np.where(nothing, 1.0, np.where(still, FLOOR, np.maximum(scale, FLOOR)))
@@ -130,6 +135,8 @@ class Boosting(Fitted):
             *(around[..., t - 1 - lag, :] for lag in lags[:4]),
             *(own[..., -1, :] - own[..., t - 1 - lag, :] for lag in lags[1:4]),
             around[..., -1, :] - around[..., t - 1 - lags[min(2, len(lags) - 1)], :],
+            around[..., -1, :] - own[..., -1, :],
+            now.nanmean(1)[:, None, None] - own[..., -1, :],
             own.nanmean(3),
             (own - own.nanmean(3, keepdim=True)).square().nanmean(3).sqrt(),
             everyone[:, None, None].expand(b, leads, q, -1),
@@ -149,6 +156,7 @@ class Boosting(Fitted):
             reference.expand(b, s, q, c).flatten(0, 2).numpy(),
             known.flatten().numpy(),
             empty.flatten().numpy(),
+            lead[..., None].expand(b, s, q).flatten().numpy(),
         )
 
     def _near(self, at: Tensor, place: Tensor, asked: Tensor) -> Tensor:
@@ -162,11 +170,19 @@ class Boosting(Fitted):
         mine = asked[:, None] == torch.arange(len(place))
         return torch.where(mine, 0.0, out)
 
-    def _joined(self, part: list[tuple[Rows, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    def _size(self, lead: np.ndarray) -> np.ndarray:
+        """Usual size of a change [M,C] at lead [M]: with it divided out, short leads weigh as much as long ones."""
+        table = self._state["size"]
+        assert isinstance(table, Tensor)
+        return along(torch.arange(len(table), dtype=torch.float64), table, torch.from_numpy(lead)).numpy()
+
+    def _joined(self, part: list[tuple[Rows, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Feature [M,P], change [M,C] and lead [M] of a bounded number of rows, evenly thinned."""
         feature = np.concatenate([rows.feature for rows, _ in part])
         change = np.concatenate([change for _, change in part])
+        lead = np.concatenate([rows.lead for rows, _ in part])
         thin = slice(None, None, -(-len(feature) // self.config.rows))
-        return feature[thin], change[thin]
+        return feature[thin], change[thin], lead[thin]
 
     def _train(self, objective: str, feature: np.ndarray, target: np.ndarray, rounds: int) -> lightgbm.Booster:
         settings = {

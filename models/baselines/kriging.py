@@ -46,7 +46,7 @@ class Kriging(Spatial):
         ignore_moving: bool = False
         frames: int = Field(64, ge=1)  # for the variogram
         points: int = Field(400, ge=2)  # of a frame, for the variogram
-        bins: int = Field(15, ge=3)
+        bins: int = Field(20, ge=3)
         reach: float = Field(0.5, gt=0, le=1)  # largest lag of the variogram, as a share of the largest distance
 
     parts = ("variance", "length", "nugget", "growth", "sigma")
@@ -149,13 +149,15 @@ class Kriging(Spatial):
         if not frames:
             raise ValueError(f"{self.info.name}: no training frame has two places with an observation: kriging cannot be fitted")
         largest = max(np.ptp(place, axis=0).max() for place, _ in frames) * math.sqrt(frames[0][0].shape[1])
-        edges = _edges([place for place, _ in frames], self.config.bins, self.config.reach * largest)
-        gamma, count, lag = (np.zeros(len(edges) - 1) for _ in range(3))
+        edges = np.linspace(0, self.config.reach * largest, self.config.bins + 1)
+        gamma, count = np.zeros(self.config.bins), np.zeros(self.config.bins)
         for place, value in frames:
-            centre, g, n = gstools.vario_estimate(place.T, value, edges, return_counts=True)
-            gamma, count, lag = gamma + g * n, count + n, lag + centre * n
+            lag, found, pairs = gstools.vario_estimate(place.T, value, edges, return_counts=True)
+            gamma, count = gamma + found * pairs, count + pairs
         filled = count > 0
-        gamma, lag, count = gamma[filled] / count[filled], lag[filled] / count[filled], count[filled]
+        if not filled.any():
+            raise ValueError(f"{self.info.name}: no two observations lie within {edges[-1]:.3g} of each other: raise kriging's `reach`")
+        gamma, lag, count = gamma[filled] / count[filled], lag[filled], count[filled]
         if not (gamma > 0).any():  # a constant field: any covariance gives the constant
             return _LEAST_NUGGET, float(lag.mean()), _LEAST_NUGGET**2
         model = covariance_model(self.config.covariance, frames[0][0].shape[1], float(gamma.max()), float(lag.mean()), 0.0)
@@ -202,15 +204,3 @@ def covariance_model(name: str, dim: int, variance: float, length: float, nugget
         return gstools.Exponential(dim=dim, var=variance, len_scale=length, nugget=nugget)
     nu = SMOOTHNESS[name]
     return gstools.Matern(dim=dim, var=variance, len_scale=math.sqrt(nu) * length, nugget=nugget, nu=nu)
-
-
-def _edges(places: list[np.ndarray], bins: int, largest: float) -> np.ndarray:
-    """Edges of lag bins with about equal numbers of pairs, from a few frames."""
-    lags = []
-    for place in places[:8]:
-        thin = place[:: -(-len(place) // 200)]
-        lags.append(np.linalg.norm(thin[:, None] - thin[None], axis=-1)[np.triu_indices(len(thin), 1)])
-    pairs = np.concatenate(lags)
-    pairs = pairs[(pairs > 0) & (pairs <= largest)] if ((pairs > 0) & (pairs <= largest)).any() else pairs[pairs > 0]
-    inner = np.quantile(pairs, np.linspace(0, 1, bins + 1)[1:])
-    return np.unique(np.concatenate([[0.0], inner * (1 + 1e-9)]))

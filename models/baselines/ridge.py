@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from models.baselines.analysis import alike
 from models.baselines.fitted import FLOOR, Fitted, along, by_lead
 from models.baselines.kriging import HEAD, Kriging
 from models.contract import DatasetInfo, FieldBatch, FieldPrediction, Frames
@@ -84,9 +84,12 @@ class RidgePropagator(Fitted):
 
     def _parts(self, context: Frames, query: Frames) -> tuple[FieldPrediction, Tensor, Tensor]:
         """The persisted analysis, its large scales moved to the lead, and its small scales, the last two [B,S,Q,C]."""
-        now = self.kriging.predict(context, query)
-        start = self._analysed(context)
-        basis = self._basis(query.position)
+        both = self._with_design(query)
+        now = self.kriging.predict(context, both)
+        assert now.scale is not None
+        asked = query.mask.shape[2]
+        start = self._coefficients(now.mean[:, 0, asked:])
+        now = FieldPrediction(now.mean[:, :, :asked], now.scale[:, :, :asked])
         lead = self.lead(context, query)
         maps = self.tensor("maps", lead)
         low = lead.clamp(0, len(maps) - 1).floor().long()
@@ -94,24 +97,39 @@ class RidgePropagator(Fitted):
         share = (lead - low).clamp(0, 1)[..., None]
         ones = torch.cat([start, torch.ones_like(start[:, :1])], 1)[:, None, None]
         end = (1 - share) * (ones @ maps[low])[:, :, 0] + share * (ones @ maps[high])[:, :, 0]
-        shape = (*end.shape[:2], basis.shape[-1], len(self.info.variables))
-        old = start.view(len(start), 1, *shape[2:]).expand(shape)
-        return now, basis @ end.reshape(shape), now.mean.double() - basis @ old
+        channels = len(self.info.variables)
+        large, still = torch.zeros_like(now.mean, dtype=torch.float64), torch.zeros_like(now.mean, dtype=torch.float64)
+        for where, basis in self._bases(query):
+            for i, k in where:
+                large[i, k], still[i, k] = basis @ end[i, k].view(-1, channels), basis @ start[i].view(-1, channels)
+        return now, large, now.mean.double() - still
 
     def _pairs(self, batch: FieldBatch) -> list[Tensor]:
         """Lead [M], coefficients of the analysis and of the truth at that lead [M,J*C]."""
         query = batch.query
         assert query.value is not None
-        basis = self._basis(query.position)
-        if (query.mask.sum(-1) < 2 * basis.shape[-1]).any():
-            raise ValueError(
-                f"the ridge propagator needs at least {2 * basis.shape[-1]} answered questions a frame over the whole domain of"
-                f" {self.info.name}, found {int(query.mask.sum(-1).min())}: set windows.query_points, or lower `waves`"
-            )
-        valid = query.mask[..., None]
-        end = torch.linalg.lstsq(basis * valid, query.value.double() * valid).solution.flatten(2)
-        start = self._analysed(batch.context)[:, None].expand(end.shape)
-        return [self.lead(batch.context, query).flatten(), start.flatten(0, 1), end.flatten(0, 1)]
+        start = self._coefficients(self.kriging.analyse(batch.context, self._with_design(query.points(slice(0)))).mean[:, 0])
+        end = torch.zeros(*query.time.shape, start.shape[1], dtype=torch.float64)
+        for where, basis in self._bases(query):
+            i, k = (torch.tensor(index) for index in zip(*where, strict=True))
+            known = query.mask[i[0], k[0]]
+            if known.sum() < 2 * basis.shape[1]:
+                raise ValueError(
+                    f"the ridge propagator needs at least {2 * basis.shape[1]} answered questions a frame over the whole domain of"
+                    f" {self.info.name}, found {int(known.sum())}: set windows.query_points, or lower `waves`"
+                )
+            value = query.value[i, k].double().permute(1, 0, 2)[known].flatten(1)
+            solved = torch.linalg.lstsq(
+                basis[known], value, driver="gels"
+            ).solution  # the default driver's last bits vary from call to call
+            end[i, k] = solved.view(len(solved), len(i), -1).transpose(0, 1).flatten(1)
+        return [self.lead(batch.context, query).flatten(), start[:, None].expand(end.shape).flatten(0, 1), end.flatten(0, 1)]
+
+    def _bases(self, query: Frames) -> Iterable[tuple[list[tuple[int, int]], Tensor]]:
+        """Frames (b, s) that ask at the same points with the same mask, and the basis [Q,J] there."""
+        frames = [(i, k) for i in range(query.mask.shape[0]) for k in range(query.mask.shape[1])]
+        for same in alike([torch.cat([query.position[at], query.mask[at][:, None]], dim=-1) for at in frames]):
+            yield [frames[index] for index in same], self._basis(query.position[frames[same[0]]])
 
     def _maps(self, lead: Tensor, start: Tensor, end: Tensor) -> Tensor:
         """One map [J*C+1,J*C] a whole lead, the last row its constant; lead 0 keeps everything."""
@@ -146,25 +164,27 @@ class RidgePropagator(Fitted):
             whole = torch.arange(len(self.tensor("maps", lead)), dtype=torch.float64)
             self._state[name] = along(torch.arange(len(table), dtype=torch.float64), table, whole)
 
-    def _analysed(self, context: Frames) -> Tensor:
-        """Coefficients [B,J*C] of the analysis of the last frame, from a regular grid twice as fine as the shortest wave needs."""
-        low, high = self.tensor("box", context.position)
+    def _design(self) -> Tensor:
+        """Regular grid [G,D] over the domain, twice as fine as the shortest wave needs; the analysis is projected from its values there."""
+        low, high = self.tensor("box", torch.empty(0))
         per_axis = 4 * self.config.waves
-        steps = torch.arange(per_axis, dtype=torch.float64, device=low.device) / per_axis
-        axes = [a + (b - a) * (steps if self.info.period else steps + 0.5 / per_axis) for a, b in zip(low, high, strict=True)]
-        grid = torch.cartesian_prod(*axes).view(1, 1, -1, len(axes))
-        shape = (len(context.mask), 1, grid.shape[2])
-        asked = replace(
-            context,
-            position=grid.expand(*shape, -1),
-            mask=torch.ones(shape, dtype=torch.bool, device=grid.device),
-            time=context.time[:, -1:],
-            value=None,
-            covariate=None,
-            sensor=None,
+        steps = (torch.arange(per_axis, dtype=torch.float64) + (0 if self.info.period else 0.5)) / per_axis
+        return torch.cartesian_prod(*(a + (b - a) * steps for a, b in zip(low, high, strict=True)))
+
+    def _with_design(self, query: Frames) -> Frames:
+        """The query, asked at the design points as well."""
+        design = self._design().to(query.position)
+        shape = (*query.mask.shape[:2], len(design))
+        return Frames(
+            position=torch.cat([query.position, design.expand(*shape, -1)], dim=2),
+            mask=torch.cat([query.mask, query.mask.new_ones(shape)], dim=2),
+            time=query.time,
         )
-        inverse = torch.linalg.pinv(self._basis(grid[0, 0]))
-        return (inverse @ self.kriging.analyse(context, asked).mean[:, 0]).flatten(1)
+
+    def _coefficients(self, analysis: Tensor) -> Tensor:
+        """Values [B,G,C] at the design points -> coefficients [B,J*C]."""
+        inverse = torch.linalg.pinv(self._basis(self._design())).to(analysis.device)
+        return (inverse @ analysis.double()).flatten(1)
 
     def _box(self, batches: list[FieldBatch]) -> Tensor:
         """Lowest and highest corner [2,D] of the questions; the whole of a torus."""

@@ -16,7 +16,7 @@ from models.baselines.analysis import Analysis, Method, analyse
 from models.baselines.fitted import FLOOR, Fitted, along, by_lead
 from models.contract import FieldBatch, FieldPrediction, Frames
 
-_ROWS = 4096  # residuals kept of a batch
+_ROWS = 4096  # about so many residuals are taken of a batch
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,15 @@ class Spatial(Fitted):
         return FieldPrediction(analysis.mean.to(dtype), scale.clamp(min=FLOOR).to(dtype))
 
     def residuals(self, batches: Iterable[FieldBatch]) -> Residuals:
-        """Residuals of the analysis at the answered questions, evenly thinned to a bounded number a batch."""
+        """Residuals of the analysis at the answered questions, a bounded number of points a batch."""
         parts: list[list[Tensor]] = []
         for batch in batches:
-            assert batch.query.value is not None
-            analysis = self.analyse(batch.context, batch.query)
-            lead = self.lead(batch.context, batch.query)[..., None].expand(batch.query.mask.shape)
-            valid = (batch.query.mask & analysis.distance.isfinite()).nonzero()
-            valid = valid[:: -(-len(valid) // _ROWS)] if len(valid) else valid
-            at = tuple(valid.T)
-            error = batch.query.value[at].double() - analysis.mean[at]
+            query = batch.query.points(slice(None, None, -(-batch.query.mask.numel() // _ROWS)))
+            assert query.value is not None
+            analysis = self.analyse(batch.context, query)
+            lead = self.lead(batch.context, query)[..., None].expand(query.mask.shape)
+            at = (query.mask & analysis.distance.isfinite()).nonzero(as_tuple=True)
+            error = query.value[at].double() - analysis.mean[at]
             parts.append([error, analysis.mean[at], analysis.variance[at], analysis.distance[at], lead[at]])
         if not any(len(part[0]) for part in parts):
             raise ValueError(f"{self.info.name}: no training batch holds an answered question beside an observation; nothing to fit from")
