@@ -101,15 +101,17 @@ def _header(head: bytes, columns: Mapping[str, pa.DataType]) -> list[str]:
 
 def _parse(text: bytes, names: list[str], columns: Mapping[str, pa.DataType], first: int) -> Block:
     """One block of whole lines, the first of which has number `first`."""
+    if _has_stray_bytes(text):
+        return _without_stray_bytes(text, names, columns, first)
     total = text.count(b"\n")
     table, skipped = _fast(text, names, columns)
     rejected: list[tuple[int, str]] = []
     if table is None:  # a cell does not fit its type
-        table, skipped = _fast(text, names, dict.fromkeys(columns, pa.binary()))
+        table, skipped = _fast(text, names, dict.fromkeys(columns, pa.string()))
     assert table is not None
     number = np.arange(first, first + total)
-    if table.num_rows + len(skipped) != total:  # a quote or a carriage return joins or splits lines
-        return _without_stray_marks(text, names, columns, first)
+    if table.num_rows + len(skipped) != total:
+        raise Unreadable(f"lines {first} to {first + total - 1} give {table.num_rows + len(skipped)} rows")
     if skipped:
         rejected += [(first + row - 1, f"expected {expected} columns, found {found}") for row, expected, found in skipped]
         number = np.delete(number, [row - 1 for row, _, _ in skipped])
@@ -146,10 +148,30 @@ def _fast(text: bytes, names: list[str], columns: Mapping[str, pa.DataType]) -> 
     return table, skipped
 
 
-def _without_stray_marks(text: bytes, names: list[str], columns: Mapping[str, pa.DataType], first: int) -> Block:
-    """Reject the lines whose quotes do not pair up or that hold a bare carriage return, and parse the others."""
+def _has_stray_bytes(text: bytes) -> bool:
+    """Is there a line that is no UTF-8, whose quotes do not pair up, or that holds a bare carriage return? It could take others along."""
+    if text.count(b"\r") != text.count(b"\r\n"):
+        return True
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError:
+        return True
+    if b'"' not in text:
+        return False
+    content = np.frombuffer(text, "u1")
+    quotes = np.cumsum(content == ord('"'), dtype="i4")[content == ord("\n")]
+    return bool((np.diff(quotes, prepend=np.int32(0)) % 2).any())
+
+
+def _without_stray_bytes(text: bytes, names: list[str], columns: Mapping[str, pa.DataType], first: int) -> Block:
+    """Reject the lines with stray bytes, one by one, and parse the others."""
     good, number, rejected = [], [], []
     for i, content in enumerate(text.split(b"\n")[:-1], first):
+        try:
+            content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            rejected.append((i, f"this is no UTF-8 text ({error.reason} at byte {error.start} of the line)"))
+            continue
         if content.count(b'"') % 2:
             rejected.append((i, "a quote is not closed"))
         elif b"\r" in content[:-1]:
@@ -157,8 +179,6 @@ def _without_stray_marks(text: bytes, names: list[str], columns: Mapping[str, pa
         else:
             good.append(content)
             number.append(i)
-    if not rejected:
-        raise Unreadable(f"lines {first} to {first + text.count(bytes([10])) - 1} do not split into rows")
     if not good:
         return Block(_empty(columns), np.empty(0, "i8"), rejected)
     block = _parse(b"\n".join(good) + b"\n", names, columns, 0)
@@ -167,7 +187,7 @@ def _without_stray_marks(text: bytes, names: list[str], columns: Mapping[str, pa
 
 
 def _lenient(table: pa.Table, number: np.ndarray, columns: Mapping[str, pa.DataType]) -> tuple[pa.Table, np.ndarray, list[tuple[int, str]]]:
-    """Cells read as bytes -> typed columns; rows with a cell that does not fit are taken out, with the reason."""
+    """Cells read as text -> typed columns; rows with a cell that does not fit are taken out, with the reason."""
     arrays, faults = [], np.full(len(number), None, dtype=object)
     for name, kind in columns.items():
         raw = table[name].combine_chunks()
@@ -175,11 +195,8 @@ def _lenient(table: pa.Table, number: np.ndarray, columns: Mapping[str, pa.DataT
         wrong = pc.and_(pc.is_valid(raw), pc.is_null(typed)).to_numpy(zero_copy_only=False)
         texts = pc.filter(raw, pa.array(wrong)).to_pylist()
         for row, cell in zip(np.flatnonzero(wrong), texts, strict=True):
-            shown = cell.decode("utf-8", "backslashreplace").strip()
-            if shown in NULLS:
-                continue
-            expected = {"double": "a number", "string": "UTF-8 text"}.get(str(kind), _expected(kind))
-            faults[row] = faults[row] or f"{name} is {shown[:80]!r}, expected {expected}"
+            if (shown := cell.strip()) not in NULLS:
+                faults[row] = faults[row] or f"{name} is {shown[:80]!r}, expected {_expected(kind)}"
         arrays.append(typed)
     bad = np.array([fault is not None for fault in faults], dtype=bool)
     good = pa.table(arrays, names=list(columns)).filter(pa.array(~bad))
@@ -189,14 +206,15 @@ def _lenient(table: pa.Table, number: np.ndarray, columns: Mapping[str, pa.DataT
 def _expected(kind: pa.DataType) -> str:
     if pa.types.is_timestamp(kind):
         return "a date and time with its UTC offset" if kind.tz else "a date and time"
-    return "a whole number" if pa.types.is_integer(kind) else str(kind)
+    return "a whole number" if pa.types.is_integer(kind) else "a number"
 
 
 def _cast(raw: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Cast bytes to a type, null where that fails: halves what fails until the culprits are alone."""
+    """Cast text to a type, null where that fails: halves what fails until the culprits are alone."""
+    if pa.types.is_string(kind):
+        return raw
     try:
-        text = raw.cast(pa.string())
-        return text if pa.types.is_string(kind) else pc.utf8_trim_whitespace(text).cast(kind)
+        return pc.utf8_trim_whitespace(raw).cast(kind)
     except pa.ArrowInvalid:
         if len(raw) == 1:
             return pa.nulls(1, kind)

@@ -19,6 +19,7 @@ import shutil
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from dask.diagnostics.progress import ProgressBar
 
 from pipeline import atomic, delimited, members, observations, sources, tables, workers
 from pipeline import raw as raw_drop
@@ -176,21 +178,31 @@ def _kept(entry: dict[str, Any] | None, fingerprint: str, name: str, out: Path, 
 
 def _compute(arguments: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
     """`_ingest(*each)` for every partition, in threads here or on the cluster at FIELDCAST_DASK; progress on a terminal only."""
-    tasks = [dask.delayed(_ingest, pure=False)(*each) for each in arguments]
+    tasks = [dask.delayed(_attempted, pure=False)(*each) for each in arguments]
     shown = sys.stderr.isatty()
     if address := os.environ.get("FIELDCAST_DASK"):
-        from distributed import Client, progress
+        from distributed import Client, progress  # takes a second to import
 
         with Client(address) as client:
             futures = client.compute(tasks)
             if shown:
                 progress(futures, notebook=False)
-            return client.gather(futures)
-    from dask.callbacks import Callback
-    from dask.diagnostics.progress import ProgressBar
+            results = client.gather(futures)
+    else:
+        with ProgressBar(out=sys.stderr) if shown else nullcontext():
+            results = list(dask.compute(*tasks, scheduler="threads", num_workers=workers.count()))
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    return results
 
-    with ProgressBar(out=sys.stderr) if shown else Callback():
-        return list(dask.compute(*tasks, scheduler="threads", num_workers=workers.count()))
+
+def _attempted(*arguments: Any) -> dict[str, Any] | Exception:
+    """`_ingest`, whose failure is a result: it is raised when no thread writes any more, so that cleaning up races nobody."""
+    try:
+        return _ingest(*arguments)
+    except Exception as error:
+        return error
 
 
 def _ingest(

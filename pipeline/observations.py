@@ -91,7 +91,7 @@ def _sound(rows: pa.Table) -> bool:
             return False
     rows = rows.combine_chunks()
     before, after = rows.slice(0, rows.num_rows - 1), rows.slice(1)
-    increasing = pa.array([False] * len(after))
+    increasing = pa.array([False] * len(after), pa.bool_())
     for name in reversed(KEY):
         more = pc.greater(after[name], before[name])
         increasing = pc.or_(more, pc.and_(pc.equal(after[name], before[name]), increasing))

@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 import pandas as pd
@@ -55,7 +55,7 @@ class Params(Section):
     def _zone_exists(cls, name: str) -> str:
         try:
             ZoneInfo(name)
-        except (OSError, ValueError):
+        except (ZoneInfoNotFoundError, OSError, ValueError):
             raise ValueError("not a time zone of the IANA database, such as Asia/Kolkata") from None
         return name
 
