@@ -56,14 +56,18 @@ def check(ingested: Path, gate: FieldGate) -> Findings:
     table = _measured(field, names, gate)
     table = table.assign(**_flags(table, names, gate))
     outcomes = expectations.frames(table, gate.rules, names)
-    cycle = gate.daily_cycle
-    if cycle is not None and "latitude" in field.coords:
-        hours = table.groupby(table["time"].dt.hour)[f"{cycle.variable}_mean"].mean().dropna()
-        if len(hours) == 24:
-            longitude = float(field["longitude"].mean())
-            outcomes.append(cross_partition.cycle_outcome(hours.index.to_numpy(), hours.to_numpy(), longitude, cycle, gate.rules))
+    if gate.daily_cycle is not None:
+        outcomes.append(_daily_cycle(field, table, gate.daily_cycle, gate.rules))
     cells = int(np.prod([field.sizes[dim] for dim in ("y", "x")]))
     return Findings(outcomes, table, names, cells, any(not o.passed and o.severity == "block" for o in outcomes))
+
+
+def _daily_cycle(field: xr.Dataset, table: pd.DataFrame, cycle: cross_partition.DailyCycle, rules: Mapping[str, Rule]) -> Outcome:
+    if "longitude" not in field.coords or cycle.variable not in field.data_vars:
+        raise ValueError(f"daily_cycle asks for {cycle.variable} on a map; the field has {', '.join(map(str, field.data_vars))}")
+    hours = table.groupby(table["time"].dt.hour)[f"{cycle.variable}_mean"].mean().dropna()
+    longitude = float(field["longitude"].mean())
+    return cross_partition.cycle_outcome(hours.index.to_numpy(), hours.to_numpy(), longitude, cycle, rules)
 
 
 def _measured(field: xr.Dataset, names: tuple[str, ...], gate: FieldGate) -> pd.DataFrame:

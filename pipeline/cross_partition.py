@@ -106,13 +106,13 @@ def daily_cycle(connection: duckdb.DuckDBPyConnection, rules: Mapping[str, Rule]
         "SELECT hour(time) AS hour, avg(value) AS mean, avg(longitude) AS lon FROM rows WHERE variable = ? GROUP BY 1 ORDER BY 1",
         [cycle.variable],
     ).df()
-    if len(hours) < 24:
-        return Outcome.of("daily_cycle", WHERE, rules, 0, 0, f"{cycle.variable} covers {len(hours)} of 24 hours: not judged")
     return cycle_outcome(hours["hour"].to_numpy(), hours["mean"].to_numpy(), float(hours["lon"].mean()), cycle, rules)
 
 
 def cycle_outcome(hour: np.ndarray, mean: np.ndarray, longitude: float, cycle: DailyCycle, rules: Mapping[str, Rule]) -> Outcome:
-    """Judge the means of all 24 hours (UTC) at a longitude in degrees."""
+    """Judge the means of hours of the day (UTC) at a longitude in degrees; all 24 are needed."""
+    if len(hour) < 24:
+        return Outcome.of("daily_cycle", WHERE, rules, 0, 0, f"{cycle.variable} covers {len(hour)} of 24 hours")
     angle = 2 * np.pi * hour / 24
     phase = math.atan2(float(mean @ np.sin(angle)), float(mean @ np.cos(angle)))
     peak = (phase * 12 / math.pi + longitude / 15) % 24

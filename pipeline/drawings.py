@@ -105,7 +105,7 @@ def _labels(wanted: Sequence[tuple[float, float, str]], dots: Sequence[tuple[flo
 
 def curve(low: np.ndarray, middle: np.ndarray, high: np.ndarray, ticks: Sequence[tuple[float, str]], unit: str) -> Markup:
     """A band and its middle over frames; NaN breaks the line."""
-    height, left, base = 180.0, 70.0, 156.0
+    height, left, base = 180.0, 96.0, 156.0
     known = np.isfinite(middle)
     if not known.any():
         return Markup("")
@@ -124,7 +124,7 @@ def curve(low: np.ndarray, middle: np.ndarray, high: np.ndarray, ticks: Sequence
             f'<path class="band" d="M{"L".join(band)}Z"/><path class="series" d="M{"L".join(at(c, middle[c]) for c in columns)}"/>'
         )
     parts.append(f'<path class="axis" d="M{left:g} 10V{base:g}H{WIDTH - 10:g}"/>')
-    texts = [(left - 6, base - (value - bottom) * scale + 4, "end", f"{value:.4g} {unit}") for value in (bottom, top)]
+    texts = [(left - 6, base - (value - bottom) * scale + 4, "end", f"{value:.4g} {unit}".strip()) for value in _rounded(bottom, top)]
     texts += [(float(at(column, bottom).split()[0]), base + 16, "start", text) for column, text in ticks]
     parts += [f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>' for x, y, anchor, text in texts]
     return Markup("".join([*parts, "</svg>"]))
@@ -134,6 +134,12 @@ def time_ticks(labels: Sequence[str], wanted: int = 8) -> list[tuple[float, str]
     """About `wanted` evenly spread (column, label) pairs."""
     step = max(1, math.ceil(len(labels) / wanted))
     return [(float(i), labels[i]) for i in range(0, len(labels), step)]
+
+
+def _rounded(low: float, high: float) -> tuple[float, float]:
+    """Without digits that are far below the difference."""
+    digits = 3 - math.floor(math.log10(max(high - low, 1e-12)))
+    return round(low, digits), round(high, digits)
 
 
 def _short(name: str) -> str:

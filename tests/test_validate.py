@@ -60,9 +60,9 @@ def network(hours: int = 24 * 30, seed: int = 0) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def ingested(folder: Path, rows: pd.DataFrame, freq: str = "%Y-%m", label: pd.Timedelta = pd.Timedelta("1us")) -> Path:
+def ingested(folder: Path, rows: pd.DataFrame, freq: str = "%Y-%m") -> Path:
     """Write rows as ingest would, but without its checks; hour-ending labels belong to the hour before them."""
-    names = (rows["time"] - label).dt.strftime(freq)
+    names = (rows["time"] - pd.Timedelta("1us")).dt.strftime(freq)
     (folder / "observations").mkdir(parents=True)
     for name, part in rows.groupby(names):
         ordered = part.sort_values(observations.KEY, kind="stable")[observations.OBSERVATIONS.names]
@@ -239,7 +239,7 @@ def test_partition_with_wrong_columns(tmp_path, level):
     table.drop(columns="latitude").assign(value=table["value"].astype(str)).to_parquet(broken, index=False)
     arguments = gate(rules=severity("schema", level)), "beijing"
     if level == "block":
-        with pytest.raises(ValueError, match="schema: .*latitude: no such column; value: is str, expected float64"):
+        with pytest.raises(ValueError, match=r"schema: .*latitude: no such column; value: is str, expected float64"):
             validate.run(*arguments, ingested=folder, out=tmp_path / "out")
     else:
         validate.run(*arguments, ingested=folder, out=tmp_path / "out")
@@ -275,7 +275,7 @@ def test_constant_and_moved_and_twin_sensors_are_warned_about(tmp_path):
 def test_counts_that_contradict_ingest_block(tmp_path):
     folder = ingested(tmp_path / "in", network(24 * 10))
     (folder / "ingest.json").write_text(json.dumps({"rows": 1}))
-    with pytest.raises(ValueError, match="totals: .*5760 rows found, 1 written by ingest"):
+    with pytest.raises(ValueError, match=r"totals: .*5760 rows found, 1 written by ingest"):
         validate.run(gate(), "beijing", ingested=folder, out=tmp_path / "out")
 
 
