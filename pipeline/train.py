@@ -76,10 +76,11 @@ def run(params: Params, key: str, model: str, *, sensors: Path, baselines: Path,
     dataset = read(sensors)
     prior_folder = baselines / params.background if params.background else None
     prior = runs.load(prior_folder, dataset.info).predictor if prior_folder else None
+    torch.set_num_threads(max(1, _cores() - 1))  # the loader process has the other core
     torch.manual_seed(params.seed)
     network = registry.load(model)(params.model, dataset.info)
     resume = out.with_name(f".{out.name}.resume") / _fingerprint(params, sensors, prior_folder)
-    training = Training(network, prior, params)
+    training = Training(network, params)
     history = History()
     trainer = L.Trainer(
         accelerator=os.environ.get("FIELDCAST_DEVICE", "auto"),
@@ -99,7 +100,7 @@ def run(params: Params, key: str, model: str, *, sensors: Path, baselines: Path,
     last = resume / "last.ckpt"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(num_workers|LeafSpec|exists and is not empty).*")
-        trainer.fit(training, datamodule=Data(dataset, params), ckpt_path=str(last) if last.exists() else None, weights_only=False)
+        trainer.fit(training, datamodule=Data(dataset, prior, params), ckpt_path=str(last) if last.exists() else None, weights_only=False)
     if trainer.is_global_zero:
         network.load_state_dict(history.best)
         with atomic.writing(out) as folder:
@@ -124,18 +125,17 @@ def count(network: nn.Module) -> int:
 
 
 class Training(L.LightningModule):
-    """The loop around a field model: background, losses, optimiser, schedule, moving average."""
+    """The loop around a field model: losses, optimiser, schedule, moving average."""
 
-    def __init__(self, network: Any, prior: Predictor | None, params: Params) -> None:
+    def __init__(self, network: Any, params: Params) -> None:
         super().__init__()
         self.network, self.params = network, params
-        self.__dict__["prior"] = prior  # a fitted baseline: not a submodule, never trained or checkpointed
         averaged = params.average > 0
         self.averaged = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=_ema(params.average)) if averaged else None
 
     def training_step(self, batch: FieldBatch, index: int) -> Tensor:
         torch.manual_seed(hash((self.params.seed, self.global_step, self.global_rank)))
-        terms = self.network.loss(self._with_background(batch))
+        terms = self.network.loss(batch)
         if not torch.isfinite(terms["loss"]):
             raise ValueError(f"the loss is {terms['loss'].item()} at step {self.global_step}: lower learning_rate or look at the data")
         for name, value in terms.items():
@@ -148,7 +148,7 @@ class Training(L.LightningModule):
 
     def validation_step(self, batch: FieldBatch, index: int) -> None:
         with torch.random.fork_rng(devices=[]):
-            terms = self.kept.loss(self._with_background(batch))
+            terms = self.kept.loss(batch)
         asked = int(batch.query.mask.sum())
         self.log("validation_loss", terms["loss"], prog_bar=True, batch_size=asked, sync_dist=True)
 
@@ -156,11 +156,6 @@ class Training(L.LightningModule):
     def kept(self) -> Any:
         """The network whose weights are validated and kept."""
         return self.averaged.module if self.averaged is not None else self.network
-
-    def _with_background(self, batch: FieldBatch) -> FieldBatch:
-        if self.prior is None:
-            return batch
-        return FieldBatch(batch.context, background.attach(self.prior, batch.context, batch.query))
 
     def configure_optimizers(self) -> Any:
         matrices = [p for p in self.network.parameters() if p.requires_grad and p.ndim > 1]
@@ -180,23 +175,27 @@ class Training(L.LightningModule):
 
 
 class Data(L.LightningDataModule):
-    """Batches by number, so that epoch k starts at its own offset whatever came before."""
+    """Batches by number, so that epoch k starts at its own offset whatever came before, each with its background.
 
-    def __init__(self, dataset: SensorDataset, params: Params) -> None:
+    The background is solved for in a loader process while the network works on the batch before.
+    """
+
+    def __init__(self, dataset: SensorDataset, prior: Predictor | None, params: Params) -> None:
         super().__init__()
-        self.dataset, self.params = dataset, params
+        self.dataset, self.prior, self.params = dataset, prior, params
+        self._seen: list[FieldBatch] = []  # the validation batches: they never change
 
     def train_dataloader(self) -> DataLoader[FieldBatch]:
         assert self.trainer is not None
         length = self.params.validate_every * self.params.accumulate
         first = self.trainer.current_epoch * length * self.trainer.world_size
         numbers = range(first + self.trainer.global_rank, first + length * self.trainer.world_size, self.trainer.world_size)
-        source = _ByNumber(TrainingBatches(self.dataset, self.params.windows, self.params.seed), numbers)
+        source = _ByNumber(TrainingBatches(self.dataset, self.params.windows, self.params.seed), numbers, self.prior)
         return DataLoader(source, batch_size=None, shuffle=False, num_workers=_loader_workers())
 
     def val_dataloader(self) -> DataLoader[FieldBatch]:
-        assert self.trainer is not None
-        return DataLoader(_List(list(self._validation())), batch_size=None, shuffle=False)
+        self._seen = self._seen or [with_background(batch, self.prior) for batch in self._validation()]
+        return DataLoader(_List(self._seen), batch_size=None, shuffle=False)
 
     def transfer_batch_to_device(self, batch: FieldBatch, device: torch.device, dataloader_idx: int) -> FieldBatch:
         return batch.to(device)
@@ -208,15 +207,20 @@ class Data(L.LightningDataModule):
             yield FieldBatch(part.batch.context, part.batch.query.points(slice(None, None, -(-points // v.max_points))))
 
 
+def with_background(batch: FieldBatch, prior: Predictor | None) -> FieldBatch:
+    """The batch with its query's background filled in, where there is one."""
+    return batch if prior is None else FieldBatch(batch.context, background.attach(prior, batch.context, batch.query))
+
+
 class _ByNumber(Dataset[FieldBatch]):
-    def __init__(self, batches: TrainingBatches, numbers: range) -> None:
-        self.batches, self.numbers = batches, numbers
+    def __init__(self, batches: TrainingBatches, numbers: range, prior: Predictor | None) -> None:
+        self.batches, self.numbers, self.prior = batches, numbers, prior
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, index: int) -> FieldBatch:
-        return self.batches[self.numbers[index]]
+        return with_background(self.batches[self.numbers[index]], self.prior)
 
 
 class _List(Dataset[FieldBatch]):
@@ -285,7 +289,12 @@ def _last_epoch(folder: Path) -> L.Callback:
 
 
 def _loader_workers() -> int:
-    return 4 if torch.cuda.is_available() else 0
+    """Processes that prepare batches: one of the cores on a CPU, four beside a GPU."""
+    return 4 if torch.cuda.is_available() else min(1, _cores() - 1)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _fingerprint(params: Params, dataset: Path, prior: Path | None) -> str:

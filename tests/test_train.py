@@ -155,7 +155,7 @@ def test_only_held_out_validation_sensors_choose_the_weights(tiny: None, tmp_pat
     dataset = worlds.stations()
     settings = {**SETTINGS, "windows": {"batch": 4, "max_lead": 3, "context_frames": 2, "hide": 2}}
     params = validated(settings, train.params_model("stations", "tiny"), "train.stations.tiny")
-    data = train.Data(dataset, params)
+    data = train.Data(dataset, None, params)
     asked = {int(s) for batch in data._validation() for s in batch.query.sensor.unique()}
     held_test = int((dataset["sensor/role"] == sensors.HELD_TEST).nonzero()[0][0])
     assert held_test not in asked
