@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -24,4 +26,16 @@ def over(function: Callable[..., R], arguments: Sequence[tuple[Any, ...]], worke
     multiprocessing.get_context("forkserver").set_forkserver_preload([function.__module__])
     tasks = [dask.delayed(function, pure=False)(*each) for each in arguments]
     with dask.config.set({"multiprocessing.context": "forkserver"}):
-        return list(dask.compute(*tasks, scheduler="processes", num_workers=workers))
+        return list(dask.compute(*tasks, scheduler="processes", num_workers=workers, initializer=end_with_parent))
+
+
+def end_with_parent() -> None:
+    """End this process as soon as the one that asked for it is gone, so that no orphan of a killed run goes on writing."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

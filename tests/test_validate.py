@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -294,6 +297,28 @@ def test_same_bytes_again_and_with_processes(tmp_path, monkeypatch):
     ]  # fmt: skip
     for name in files:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+def test_killed_run_leaves_nothing_half_done_and_the_next_one_is_the_same(tmp_path):
+    rows = network(24 * 25)
+    folder = ingested(tmp_path / "in", rows)
+    expected, out = tmp_path / "expected" / "x", tmp_path / "out" / "x"
+    validate.run(gate(), "x", ingested=folder, out=expected)
+    section = {"validate": {"x": json.loads(gate().model_dump_json())}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(section))
+    command = [sys.executable, "-m", "pipeline", "validate", "x", "--params", tmp_path / "params.yaml", "--ingested", folder, "--out", out]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    begun = out.with_name(".x.tmp")
+    while not begun.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert begun.exists()
+    assert not out.exists()
+    validate.run(gate(), "x", ingested=folder, out=out)
+    assert not begun.exists()
+    for path in (path for path in expected.rglob("*") if path.is_file()):
+        assert (out / path.relative_to(expected)).read_bytes() == path.read_bytes(), path
 
 
 def test_moving_sensors_have_no_expected_number_and_no_gap_test(tmp_path):
