@@ -44,6 +44,7 @@ class Network(Section):
     covariates: tuple[str, ...] = ()  # variables seen beside the value at context sensors; with them comes their availability
     utc_offset: float = 0.0  # hours; frames lie at whole steps of local time, and the hour of the day is the local one
     periods: tuple[tuple[date, date], ...] | None = None  # [first, last) days in UTC, each a trajectory; None: everything is one
+    moving: str | None = None  # regular expression: platforms that are moving sensors though they have no trips
     cells: Cells | None = None  # for moving sensors
     held_out: splits.HeldOut = splits.HeldOut()
 
@@ -205,7 +206,10 @@ def _binned(params: Subsample, network: Network, checked: Path) -> pd.DataFrame:
         kept = rows[rows["flag_aggregate"] <= params.max_flag]
         flagged += len(rows) - len(kept)
         time = kept["time"].dt.tz_localize(None).to_numpy("datetime64[us]")
-        kept = kept.assign(period=_period(time, network), bin=-(-(time.astype(np.int64) + offset) // step), moving=kept["trip_id"].notna())
+        moving = kept["trip_id"].notna()
+        if network.moving:
+            moving |= kept["platform_id"].str.fullmatch(network.moving)
+        kept = kept.assign(period=_period(time, network), bin=-(-(time.astype(np.int64) + offset) // step), moving=moving)
         sums.append(_summed(_celled(kept[kept["period"] >= 0], network.cells), wanted))
     absent = [name for name in wanted if name not in seen]
     if absent:
