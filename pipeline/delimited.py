@@ -55,8 +55,9 @@ def blocks(stream: IO[bytes], columns: Mapping[str, pa.DataType], limit: int) ->
                 names = _header(head, columns)
                 line = 2
             if text:
-                yield _parse(text, names, columns, line)
-                line += text.count(b"\n")
+                total = text.count(b"\n")
+                yield _parse(text, names, columns, line, total)
+                line += total
         if len(pending) > LINE_BYTES:
             raise Unreadable(f"line {line} is longer than {LINE_BYTES} bytes: this is no table of comma separated text")
     if not read:
@@ -99,11 +100,10 @@ def _header(head: bytes, columns: Mapping[str, pa.DataType]) -> list[str]:
     return names
 
 
-def _parse(text: bytes, names: list[str], columns: Mapping[str, pa.DataType], first: int) -> Block:
-    """One block of whole lines, the first of which has number `first`."""
+def _parse(text: bytes, names: list[str], columns: Mapping[str, pa.DataType], first: int, total: int) -> Block:
+    """One block of `total` whole lines, the first of which has number `first`."""
     if _has_stray_bytes(text):
         return _without_stray_bytes(text, names, columns, first)
-    total = text.count(b"\n")
     table, skipped = _fast(text, names, columns)
     rejected: list[tuple[int, str]] = []
     if table is None:  # a cell does not fit its type
@@ -115,7 +115,7 @@ def _parse(text: bytes, names: list[str], columns: Mapping[str, pa.DataType], fi
     if skipped:
         rejected += [(first + row - 1, f"expected {expected} columns, found {found}") for row, expected, found in skipped]
         number = np.delete(number, [row - 1 for row, _, _ in skipped])
-    if b"\n\n" in text or b"\n\r\n" in text or text[:2] in (b"\r\n", b"\n") or text[:1] == b"\n":
+    if all(table[name].null_count for name in columns):  # Arrow makes a row of nulls out of a blank line
         blank = {first + i for i, content in enumerate(text.split(b"\n")) if not content.strip()}
         keep = ~np.isin(number, list(blank))
         table, number = table.filter(pa.array(keep)), number[keep]
@@ -150,7 +150,7 @@ def _fast(text: bytes, names: list[str], columns: Mapping[str, pa.DataType]) -> 
 
 def _has_stray_bytes(text: bytes) -> bool:
     """Is there a line that is no UTF-8, whose quotes do not pair up, or that holds a bare carriage return? It could take others along."""
-    if text.count(b"\r") != text.count(b"\r\n"):
+    if b"\r" in text and text.count(b"\r") != text.count(b"\r\n"):
         return True
     try:
         text.decode("utf-8")
@@ -181,7 +181,7 @@ def _without_stray_bytes(text: bytes, names: list[str], columns: Mapping[str, pa
             number.append(i)
     if not good:
         return Block(_empty(columns), np.empty(0, "i8"), rejected)
-    block = _parse(b"\n".join(good) + b"\n", names, columns, 0)
+    block = _parse(b"\n".join(good) + b"\n", names, columns, 0, len(good))
     there = np.array(number)
     return Block(block.table, there[block.line], sorted(rejected + [(int(there[row]), reason) for row, reason in block.rejected]))
 

@@ -41,6 +41,9 @@ QUARANTINE = pa.schema(
 )
 
 KEY = ["time", "platform_id", "variable"]
+# Times ascend and texts and values repeat: these encodings halve the files and are written faster than the defaults.
+STORAGE = {"compression": "zstd", "column_encoding": dict.fromkeys(("time", "knowledge_time"), "DELTA_BINARY_PACKED")}
+REPEATING = ["platform_id", "trip_id", "variable", "value"]
 FLAGS = {"pass": 1, "not_evaluated": 2, "suspect": 3, "fail": 4, "missing": 9}
 
 
@@ -53,7 +56,7 @@ def write_partition(rows: pd.DataFrame, path: Path) -> None:
     if problems:
         raise ValueError(f"{path} would break the observations contract: " + "; ".join(problems))
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pandas(ordered, schema=schema, preserve_index=False), path, compression="zstd")
+    pq.write_table(pa.Table.from_pandas(ordered, schema=schema, preserve_index=False), path, use_dictionary=[*REPEATING, *flags], **STORAGE)
 
 
 def write_slices(slices: Iterable[pa.Table], path: Path) -> int:
@@ -65,7 +68,7 @@ def write_slices(slices: Iterable[pa.Table], path: Path) -> int:
     written = 0
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with pq.ParquetWriter(path, OBSERVATIONS, compression="zstd") as writer:
+        with pq.ParquetWriter(path, OBSERVATIONS, use_dictionary=REPEATING, **STORAGE) as writer:
             for rows in slices:
                 if not rows.num_rows:
                     continue
