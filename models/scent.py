@@ -42,7 +42,7 @@ MODES: dict[str, dict[str, Any]] = {
     "paper": {"order": "given", "calibration": "plain", "clock": "absolute", "adaptive_norm": False, "spacing": "linear"},
     "improved": {"order": "canonical", "calibration": "anchored", "clock": "lead", "adaptive_norm": True, "spacing": None},
 }
-LOSSES = {"mean": ("relative_mse", "mse"), "gaussian": ("nll",), "quantile": ("pinball",)}
+LOSSES = {"mean": ("relative_mse", "mse"), "gaussian": ("nll", "crps"), "quantile": ("pinball",)}
 _ROWS = 1 << 16  # rows of tokens or queries that predict holds at a time; bounds its memory
 _EPS = 1e-6
 _REACH = 5.0  # a learned log scale stays within exp(-5) .. exp(5) of where it starts
@@ -74,7 +74,7 @@ class ScentConfig(BaseModel):
     absolute_position: bool = True  # off: tokens and queries do not see coordinates, better with few stations
     neighbours: int = Field(default=0, ge=0)  # each query also reads so many nearest observations of every context frame
     head: Literal["mean", "gaussian", "quantile"] = "mean"
-    loss: Literal["relative_mse", "mse", "nll", "pinball"]  # relative_mse | mse for the mean; the other heads have one each
+    loss: Literal["relative_mse", "mse", "nll", "crps", "pinball"]  # relative_mse | mse: mean; nll | crps: gaussian; pinball: quantile
     levels: tuple[float, ...] = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)  # of the quantile head
     warp: Literal["sensors", "queries"] = "sensors"  # where an unrolled forecast is decoded and read again
     permutation_seed: int = 0  # of the random groups outside training
@@ -192,7 +192,12 @@ class Scent(nn.Module):
         if self.config.loss == "relative_mse":
             return {"loss": relative, **terms}
         if prediction.scale is not None:
-            each = 0.5 * ((prediction.mean - truth) / prediction.scale).square() + prediction.scale.log()
+            miss = (prediction.mean - truth) / prediction.scale
+            if self.config.loss == "nll":
+                each = 0.5 * miss.square() + prediction.scale.log()
+            else:  # CRPS of a Gaussian in closed form (Gneiting et al. 2005): outliers weigh less than in the likelihood
+                density = (-0.5 * miss.square()).exp() / (2 * torch.pi) ** 0.5
+                each = prediction.scale * (miss * torch.erf(miss / 2**0.5) + 2 * density - torch.pi**-0.5)
         else:
             assert prediction.quantiles is not None
             under = truth.unsqueeze(-1) - prediction.quantiles
