@@ -14,7 +14,7 @@ import torch
 from pydantic import ValidationError
 
 from models import registry
-from models.baselines.analysis import analyse, embed, latest
+from models.baselines.analysis import analyse, embed, last_reported
 from models.baselines.boosting import Boosting
 from models.baselines.climatology import local_hour
 from models.baselines.inverse_distance import InverseDistance
@@ -218,19 +218,40 @@ def test_persistence_is_exact_on_a_constant_field() -> None:
     assert torch.equal(prediction.mean, torch.full((1, 1, 9, 1), 2.5))
 
 
-def test_latest_looks_back_for_fixed_sensors_only() -> None:
-    context = Frames(
+def _gappy() -> Frames:
+    """Sensor 0 last reports in frame 1, sensor 1 in frame 0, a moving one always."""
+    return Frames(
         position=torch.tensor([[0.0, 0], [0.5, 0], [0.9, 0]]).expand(1, 3, 3, 2),
         mask=torch.tensor([[[True, True, True], [True, False, True], [False, False, True]]]),
         time=torch.tensor([[0.0, 1, 2]], dtype=torch.float64),
         value=torch.arange(9.0).view(1, 3, 3, 1),
         sensor=torch.tensor([0, 1, -1]).expand(1, 3, 3),
     )
-    found = latest(context)
-    assert found.value is not None
-    assert found.value[found.mask].flatten().tolist() == [1.0, 3.0, 8.0]  # sensor 1 at frame 0, sensor 0 at 1, the moving one now
-    query = frames([[0.0, 0.0], [0.5, 0.01], [0.9, 0.0]], np.zeros(3), time=5.0)
-    assert spreadless(Persistence(Persistence.Config(), info())).predict(context, query).mean.flatten().tolist() == [3.0, 1.0, 8.0]
+
+
+def test_persistence_looks_back_for_the_sensor_itself() -> None:
+    query = frames([[0.0, 0.0], [0.5, 0.0], [0.5, 0.0], [0.9, 0.0]], np.zeros(4), time=5.0, sensor=[0, 1, -1, 2])
+    baseline = spreadless(Persistence(Persistence.Config(), info(n_sensors=3)))
+    assert baseline.predict(_gappy(), query).mean.flatten().tolist() == [3.0, 1.0, 8.0, 8.0]
+    _, age = last_reported(_gappy(), query, 3)
+    assert age.flatten().tolist() == [1.0, 2.0, np.inf, np.inf]
+
+
+def test_an_old_value_of_its_own_is_used_while_it_is_surer_than_its_neighbours() -> None:
+    baseline = InverseDistance(InverseDistance.Config(), info(n_sensors=2))
+    growth = torch.tensor([[0.0], [0.2], [0.9], [1.0]], dtype=torch.float64)
+    baseline.load({"distance": torch.zeros(1).double(), "variance": torch.full((1, 1), 0.5).double(), "growth": growth})
+    prediction = baseline.predict(_gappy(), frames([[0.0, 0.0], [0.5, 0.0]], np.zeros(2), time=3.0, sensor=[0, 1]))
+    assert prediction.mean.flatten().tolist() == [3.0, 8.0]  # one frame old is kept (0.2 < 0.5), two frames old is not (0.9)
+    expected = [0.9**0.5, (0.5 + 0.2) ** 0.5]  # one lead and one frame of age; the analysis one lead on
+    assert prediction.scale.flatten().tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_sensors_that_share_a_place_keep_their_own_values() -> None:
+    context = frames([[0.0, 0.0], [0.0, 0.0]], [1.0, 3.0], sensor=[0, 1])
+    query = frames([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]], np.zeros(3), sensor=[0, 1, -1])
+    baseline = krige(info(n_sensors=2), 1.0, 0.5, 0.1)
+    assert baseline.predict(context, query).mean.flatten().tolist() == pytest.approx([1.0, 3.0, 2.0], abs=1e-5)
 
 
 def test_spread_grows_with_lead_and_covers() -> None:
@@ -322,6 +343,19 @@ def test_kriging_is_exact_at_sensors_and_keeps_a_constant() -> None:
     baseline, query = krige(info(), 1.0, 0.4, 0.1), frames(rng.uniform(-2, 2, (40, 2)), np.zeros(40))
     lifted = baseline.predict(frames(place, value + 5), query).mean - baseline.predict(frames(place, value), query).mean
     assert torch.allclose(lifted, torch.full_like(lifted, 5.0), atol=1e-5)
+
+
+def test_kriging_from_neighbours_alone() -> None:
+    rng = np.random.default_rng(0)
+    place = rng.uniform(-1, 1, (200, 2))
+    context, query = frames(place, np.sin(3 * place.sum(1))), frames(np.concatenate([place[:5], rng.uniform(-1, 1, (50, 2))]), np.zeros(55))
+    whole = krige(info(), 1.0, 0.2, 1e-4).predict(context, query)
+    near = krige(info(), 1.0, 0.2, 1e-4, neighbours=40).predict(context, query)
+    all_of_them = krige(info(), 1.0, 0.2, 1e-4, neighbours=199).predict(context, query)
+    assert (near.mean - whole.mean).abs().max() < 0.02
+    assert (all_of_them.mean - whole.mean).abs().max() < 1e-3  # the farthest one is missing
+    assert torch.allclose(all_of_them.scale, whole.scale, atol=1e-3)
+    assert torch.allclose(near.mean[:, :, :5], whole.mean[:, :, :5], atol=1e-5)  # exact at observations
 
 
 def test_torus_has_no_edge() -> None:

@@ -72,37 +72,29 @@ def embed(position: Tensor, period: float | None) -> Tensor:
 
 
 def separation(a: Tensor, b: Tensor) -> Tensor:
-    """Distances [Q,N] between embedded points [Q,D'] and [N,D'], exactly zero between equal points."""
+    """Distances (...,Q,N) between embedded points (...,Q,D') and (...,N,D'), exactly zero between equal points."""
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def latest(context: Frames) -> Frames:
-    """One frame that holds the last value of every fixed sensor, and what else was observed in the last frame.
-
-    [B,T,N] -> [B,1,T*N], masked where a sensor was seen again later.
-    """
-    b, t, n = context.mask.shape
-    frame = torch.arange(t, device=context.mask.device)[:, None].expand(b, t, n)
-    keep = context.mask & (frame == t - 1)
-    if context.sensor is not None:
-        slots = int(context.sensor.max()) + 2 if context.sensor.numel() else 1
-        fixed = context.mask & (context.sensor >= 0)
-        slot = torch.where(fixed, context.sensor + 1, 0)
-        newest = torch.full((b, slots), -1, device=frame.device).scatter_reduce(1, slot.flatten(1), frame.flatten(1), "amax")
-        keep = torch.where(fixed, frame == newest.gather(1, slot.flatten(1)).view(b, t, n), keep)
-
-    def flat(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x.reshape(b, 1, t * n, *x.shape[3:])
-
-    return replace(
-        context,
-        position=context.position.reshape(b, 1, t * n, -1),
-        mask=keep.reshape(b, 1, t * n),
-        time=context.time[:, -1:],
-        value=flat(context.value),
-        covariate=flat(context.covariate),
-        sensor=flat(context.sensor),
-    )
+def last_reported(context: Frames, query: Frames, n_sensors: int) -> tuple[Tensor, Tensor]:
+    """What the fixed sensor of a question last reported in the context: value [B,S,Q,C] and its age in frames [B,S,Q], inf where never."""
+    assert context.value is not None
+    b, t, n, c = context.value.shape
+    slots = n_sensors + 1  # the last one takes what belongs to no fixed sensor
+    fixed = context.mask & (context.sensor >= 0) if context.sensor is not None else torch.zeros_like(context.mask)
+    slot = torch.where(fixed, context.sensor, n_sensors).flatten(1) if context.sensor is not None else fixed.long().flatten(1)
+    frame = torch.arange(t, device=slot.device)[:, None].expand(b, t, n).flatten(1)
+    newest = torch.full((b, slots), -1, device=slot.device).scatter_reduce(1, slot, frame, "amax")
+    kept = fixed.flatten(1) & (frame == newest.gather(1, slot))
+    value = torch.zeros(b, slots, c, dtype=torch.float64, device=slot.device)
+    at = kept.nonzero(as_tuple=True)
+    value[at[0], slot[at]] = context.value.flatten(1, 2)[at].double()
+    age = torch.full((b, slots), math.inf, dtype=torch.float64, device=slot.device)
+    age[at[0], slot[at]] = (t - 1 - frame[at]).double()
+    asked = torch.full(query.mask.shape, -1, device=slot.device) if query.sensor is None else query.sensor
+    index = torch.where(asked >= 0, asked, n_sensors).flatten(1)
+    shape = query.mask.shape
+    return value.gather(1, index[..., None].expand(-1, -1, c)).view(*shape, c), age.gather(1, index).view(shape)
 
 
 def fixed_only(context: Frames) -> Frames:

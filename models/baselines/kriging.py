@@ -44,6 +44,9 @@ class Kriging(Spatial):
         exact: bool = True
         sigma: Literal["own", "fitted"] = "own"
         ignore_moving: bool = False
+        neighbours: int | None = Field(
+            None, ge=2
+        )  # solve each point from its nearest observations only, for thousands of sensors; None: all
         frames: int = Field(64, ge=1)  # for the variogram
         points: int = Field(400, ge=2)  # of a frame, for the variogram
         bins: int = Field(20, ge=3)
@@ -58,6 +61,10 @@ class Kriging(Spatial):
 
     def seen(self, context: Frames) -> Frames:
         return fixed_only(context) if self.config.ignore_moving else context
+
+    def keeps(self, age: Tensor, variance: Tensor) -> Tensor:
+        """Without `exact` a reported value is a noisy one, and the analysis that smooths it is the answer."""
+        return super().keeps(age, variance) if self.config.exact else torch.zeros_like(age, dtype=torch.bool)
 
     def fit(self, batches: Iterable[FieldBatch]) -> None:
         stream = iter(batches)
@@ -89,6 +96,8 @@ class Kriging(Spatial):
 
     def _solver(self, place: Tensor, variance: float, length: float, nugget: float) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """Factorise the system of a layout [N,D'] once; then distances [Q,N] -> weights [Q,N] that sum to one, variance [Q]."""
+        if self.config.neighbours is not None and self.config.neighbours < len(place):
+            return self._local_solver(place, variance, length, nugget, self.config.neighbours)
         matrix = correlation(separation(place, place).div_(length), self.config.covariance).mul_(variance)
         matrix.diagonal().add_(nugget)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
@@ -102,6 +111,26 @@ class Kriging(Spatial):
             simple = reach @ inverse
             short = 1 - simple.sum(1)  # what the simple weights lack to sum to one
             weights = simple + short[:, None] * (row / total)
+            return weights, (variance + nugget - (simple * reach).sum(1) + short.square() / total).clamp(min=0)
+
+        return solve
+
+    def _local_solver(
+        self, place: Tensor, variance: float, length: float, nugget: float, neighbours: int
+    ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """The same, with a small system for each point [Q,k,k]."""
+
+        def solve(distance: Tensor) -> tuple[Tensor, Tensor]:
+            apart, near = distance.topk(neighbours, dim=1, largest=False)
+            matrix = correlation(separation(place[near], place[near]).div_(length), self.config.covariance).mul_(variance)
+            matrix.diagonal(dim1=1, dim2=2).add_(nugget)
+            reach = correlation(apart / length, self.config.covariance).mul_(variance)
+            if self.config.exact:
+                reach.add_(apart == 0, alpha=nugget)
+            right = torch.stack([reach, torch.ones_like(reach)], dim=-1)
+            simple, row = torch.cholesky_solve(right, torch.linalg.cholesky(matrix)).unbind(-1)
+            short, total = 1 - simple.sum(1), row.sum(1)
+            weights = torch.zeros_like(distance).scatter_(1, near, simple + (short / total)[:, None] * row)
             return weights, (variance + nugget - (simple * reach).sum(1) + short.square() / total).clamp(min=0)
 
         return solve

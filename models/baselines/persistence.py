@@ -1,6 +1,6 @@
-"""Persistence: a fixed sensor keeps its last value; anywhere else holds what its nearest observation last said.
+"""Persistence: a fixed sensor keeps its last value, searched back over all context frames; any other place has its nearest observation's.
 
-The value is searched back over all context frames. Interpolation that is then persisted is `inverse_distance` or `kriging`.
+Interpolation that is then persisted is `inverse_distance` or `kriging`.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from models.baselines.analysis import Method, latest
+from models.baselines.analysis import Method
 from models.baselines.spatial import ByDistance, by_weights
-from models.contract import DatasetInfo, Frames
+from models.contract import DatasetInfo
 
 
 class Persistence(ByDistance):
@@ -21,8 +21,8 @@ class Persistence(ByDistance):
         super().__init__(info)
         self.config = config
 
-    def seen(self, context: Frames) -> Frames:
-        return latest(context)
+    def keeps(self, age: Tensor, variance: Tensor) -> Tensor:
+        return age.isfinite()
 
     def method(self) -> Method:
         return by_weights(_nearest)

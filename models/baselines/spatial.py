@@ -2,6 +2,9 @@
 
 mean(point, lead) = analysis of the last frame at the point, for every lead.
 variance(point, lead) = variance of the analysis + growth(lead), the second fitted as the excess of the squared errors over the first.
+
+A question at a fixed sensor is answered with what that sensor last reported. If that is `age` frames old, its variance is
+growth(lead + age), and it is used as long as that is less than the analysis would have, that is, growth(age) < variance of the analysis.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.baselines.analysis import Analysis, Method, analyse
+from models.baselines.analysis import Analysis, Method, analyse, last_reported
 from models.baselines.fitted import FLOOR, Fitted, along, by_lead
 from models.contract import FieldBatch, FieldPrediction, Frames
 
@@ -27,7 +30,7 @@ class Residuals:
     mean: Tensor  # [M,C] of the analysis
     variance: Tensor  # [M,C] of the analysis
     distance: Tensor  # [M] to the nearest observation
-    lead: Tensor  # [M] frames
+    lead: Tensor  # [M] frames, counted from the observation where that is the place's own
 
 
 class Spatial(Fitted):
@@ -55,10 +58,27 @@ class Spatial(Fitted):
         table = self.tensor("growth", lead)
         return along(torch.arange(len(table), dtype=torch.float64, device=lead.device), table, lead)
 
+    def keeps(self, age: Tensor, variance: Tensor) -> Tensor:
+        """Where [B,S,Q] a sensor's own last value is used; age [B,S,Q] in frames (inf: none), variance [B,S,Q,C] of the analysis."""
+        if "growth" not in self._state:
+            return age == 0
+        return (age == 0) | (age.isfinite() & (self.growth(age.nan_to_num(posinf=0)).mean(-1) < variance.mean(-1)))
+
+    def settle(self, context: Frames, query: Frames, analysis: Analysis, variance: Tensor) -> tuple[Analysis, Tensor]:
+        """The analysis with what fixed sensors last reported in its place, and leads [B,S,Q] counted from then."""
+        own, age = last_reported(self.seen(context), query, self.info.n_sensors)
+        kept = self.keeps(age, variance)
+        settled = Analysis(
+            mean=torch.where(kept[..., None], own, analysis.mean),
+            variance=torch.where(kept[..., None], 0.0, variance),
+            distance=torch.where(kept, 0.0, analysis.distance),
+        )
+        return settled, self.lead(context, query)[..., None] + torch.where(kept, age, 0.0)
+
     def predict(self, context: Frames, query: Frames) -> FieldPrediction:
         analysis = self.analyse(context, query)
-        lead = self.lead(context, query)[..., None].expand(query.mask.shape)
-        scale = self.spread(analysis.mean, self.variance(analysis), lead)
+        analysis, lead = self.settle(context, query, analysis, self.variance(analysis))
+        scale = self.spread(analysis.mean, analysis.variance, lead)
         dtype = query.position.dtype
         return FieldPrediction(analysis.mean.to(dtype), scale.clamp(min=FLOOR).to(dtype))
 
@@ -69,7 +89,7 @@ class Spatial(Fitted):
             query = batch.query.points(slice(None, None, -(-batch.query.mask.numel() // _ROWS)))
             assert query.value is not None
             analysis = self.analyse(batch.context, query)
-            lead = self.lead(batch.context, query)[..., None].expand(query.mask.shape)
+            analysis, lead = self.settle(batch.context, query, analysis, analysis.variance)
             at = (query.mask & analysis.distance.isfinite()).nonzero(as_tuple=True)
             error = query.value[at].double() - analysis.mean[at]
             parts.append([error, analysis.mean[at], analysis.variance[at], analysis.distance[at], lead[at]])
