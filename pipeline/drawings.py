@@ -97,9 +97,10 @@ def _labels(wanted: Sequence[tuple[float, float, str]], dots: Sequence[tuple[flo
             outside = left < 4 or left + width > WIDTH - 4
             return 10 * names + covered + 100 * outside
 
-        left, base = min(choices, key=crowd)
+        left, base = best = min(choices, key=crowd)
         placed.append((left, left + width, base))
-        drawn.append(f'<text class="name haloed" x="{left:.1f}" y="{base:.1f}">{escape(name)}</text>')
+        at, anchor = [(x + 12, "start"), (x - 12, "end"), (x, "middle"), (x, "middle")][choices.index(best)]
+        drawn.append(f'<text class="name haloed" x="{at:.1f}" y="{base:.1f}" text-anchor="{anchor}">{escape(name)}</text>')
     return drawn
 
 
