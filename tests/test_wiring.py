@@ -62,6 +62,18 @@ def outputs(stage: dict) -> list[str]:
     return [next(iter(out)) if isinstance(out, dict) else out for out in stage["outs"]]
 
 
+def code_of(stage: dict) -> list[str]:
+    return [dep for dep in stage["deps"] if dep.startswith(("pipeline", "models"))]
+
+
+def closure_of(stage: dict) -> set[Path]:
+    """What the stage can import: from its entry points, and from what it loads by import string (sources, equations, models)."""
+    registered = [Path(dep) for dep in code_of(stage) if re.match(r"pipeline/sources/|models/\w+\.py|pipeline/navier_stokes", dep)]
+    folders = [ROOT / dep for dep in code_of(stage) if (ROOT / dep).is_dir()]
+    registered += [path.relative_to(ROOT) for folder in folders for path in sorted(folder.rglob("*.py"))]
+    return closure(Path("pipeline/__main__.py"), *(Path(f"pipeline/{words[3]}.py") for words in commands(stage)), *registered)
+
+
 @pytest.mark.parametrize("name", RESOLVED)
 def test_a_stage_runs_what_its_name_says_with_paths_it_declares(name: str) -> None:
     stage = RESOLVED[name]
@@ -89,16 +101,23 @@ def test_the_section_of_a_stage_is_valid(name: str) -> None:
 @pytest.mark.parametrize("name", RESOLVED)
 def test_the_import_closure_of_a_stage_is_covered_by_its_deps(name: str) -> None:
     stage = RESOLVED[name]
-    code = [dep for dep in stage["deps"] if dep.startswith(("pipeline", "models"))]
-    entries = [Path("pipeline/__main__.py"), *(Path(f"pipeline/{words[3]}.py") for words in commands(stage))]
-    registered = [Path(dep) for dep in code if dep.endswith(".py")]
-    registered += [path.relative_to(ROOT) for dep in code if (ROOT / dep).is_dir() for path in sorted((ROOT / dep).rglob("*.py"))]
-    needed = closure(*entries, *registered)
+    code = code_of(stage)
+    needed = closure_of(stage)
     missing = sorted(str(path) for path in needed if not any(str(path) == dep or str(path).startswith(f"{dep}/") for dep in code))
     assert not missing, f"add to deps of {name.partition('@')[0]} in dvc.yaml: {', '.join(missing)}"
-    extra = [dep for dep in code if not any(str(path) == dep or str(path).startswith(f"{dep}/") for path in needed)]
-    assert not extra, f"deps of {name} that nothing imports: {extra}"
     assert all((ROOT / dep).exists() for dep in code)
+
+
+@pytest.mark.parametrize("word", PIPELINE)
+def test_a_stage_depends_on_no_code_it_cannot_import(word: str) -> None:
+    needed: set[Path] = set()
+    declared: set[str] = set()
+    for name, stage in RESOLVED.items():
+        if name.partition("@")[0] == word:
+            needed |= closure_of(stage)
+            declared |= set(code_of(stage))
+    extra = [dep for dep in sorted(declared) if not any(str(path) == dep or str(path).startswith(f"{dep}/") for path in needed)]
+    assert not extra, f"deps of {word} that nothing imports: {extra}"
 
 
 def test_every_dataset_has_its_sections_and_its_source() -> None:
