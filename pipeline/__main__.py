@@ -28,7 +28,8 @@ def main(arguments: list[str]) -> int:
     if len(rest) % 2 or any(not flag.startswith("--") for flag in rest[::2]):
         parser.error(f"paths must come as --name PATH pairs, found {' '.join(rest)}")
     paths = {flag.removeprefix("--").replace("-", "_"): Path(value) for flag, value in zip(rest[::2], rest[1::2], strict=True)}
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("pipeline").setLevel(logging.INFO)  # ours, not what libraries say about themselves
     _die_with_parent()
     stage = import_module(f"pipeline.{known.stage}")
     dotted = ".".join([known.stage, *known.keys])
