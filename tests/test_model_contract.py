@@ -1,0 +1,211 @@
+"""What every registered field model promises (models/contract.py), whatever is inside it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from models import registry
+from models.contract import TASKS, DatasetInfo, FieldBatch, FieldPrediction, Frames
+from tests import worlds
+
+SMALL: dict[str, dict[str, Any]] = {
+    "scent": {
+        "horizon": 4,
+        "width": 16,
+        "latents": 8,
+        "heads": 2,
+        "cen_layers": 1,
+        "processor_layers": 1,
+        "cn_layers": 1,
+        "ffn_factor": 1,
+        "group": 4,
+        "bands": 4,
+    },
+}
+LARGER: dict[str, dict[str, Any]] = {"scent": {"width": 32, "latents": 16, "ffn_factor": 2, "processor_layers": 2, "bands": 8}}
+
+pytestmark = pytest.mark.parametrize("name", registry.FIELD_MODELS)
+
+
+@pytest.fixture(params=["torus", "stations"])
+def info(request: pytest.FixtureRequest) -> DatasetInfo:
+    return worlds.torus_info() if request.param == "torus" else worlds.stations(hours=60).info
+
+
+def built(name: str, info: DatasetInfo, seed: int = 0, head: float = 0.3, **changes: Any) -> Any:
+    """A small float64 model whose last layers are not at their start of zero, so that its answers depend on everything."""
+    torch.manual_seed(seed)
+    cls = registry.load(name)
+    model = cls(cls.Config(**{**SMALL[name], **changes}), info).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if head and not parameter.any():
+                parameter.normal_(std=head)
+    return model
+
+
+def flat(prediction: FieldPrediction) -> torch.Tensor:
+    parts = [prediction.mean, prediction.scale, prediction.quantiles]
+    return torch.cat([p.flatten(3) for p in parts if p is not None], -1)
+
+
+def wider(frames: Frames, by: int, fill: float) -> Frames:
+    """`by` more observations in every frame, all masked and holding `fill`."""
+
+    def pad(x: torch.Tensor, value: float) -> torch.Tensor:
+        return torch.cat([x, x.new_full((*x.shape[:2], by, *x.shape[3:]), value)], 2)
+
+    assert frames.value is not None
+    covariate = None if frames.covariate is None else pad(frames.covariate, fill)
+    return replace(
+        frames, position=pad(frames.position, fill), mask=pad(frames.mask, False), value=pad(frames.value, fill), covariate=covariate
+    )
+
+
+@pytest.mark.parametrize("t", [1, 3])
+@pytest.mark.parametrize("fill", [0.0, 7.0, float("nan")])
+def test_padding_changes_nothing(name: str, info: DatasetInfo, t: int, fill: float) -> None:
+    batch = worlds.batch(info, t=t, dtype=torch.float64)
+    model = built(name, info)
+    expected = flat(model.predict(batch.context, batch.query))
+    torch.testing.assert_close(flat(model.predict(wider(batch.context, 3, fill), batch.query)), expected, atol=1e-6, rtol=0)
+    garbage = torch.where(batch.context.mask[..., None], batch.context.value, fill)
+    masked = replace(batch.context, value=garbage)
+    torch.testing.assert_close(flat(model.predict(masked, batch.query)), expected, atol=1e-6, rtol=0)
+
+
+def test_the_order_of_observations_does_not_matter(name: str, info: DatasetInfo) -> None:
+    batch = worlds.batch(info, t=2, dtype=torch.float64)
+    model = built(name, info)
+    order = torch.randperm(batch.context.mask.shape[2], generator=torch.Generator().manual_seed(1))
+    shuffled = batch.context.points(order)  # type: ignore[arg-type]
+    expected = flat(model.predict(batch.context, batch.query))
+    torch.testing.assert_close(flat(model.predict(shuffled, batch.query)), expected, atol=1e-6, rtol=0)
+
+
+def test_mixed_sizes_in_a_batch_equal_separate_passes(name: str, info: DatasetInfo) -> None:
+    batch = worlds.batch(info, dtype=torch.float64)
+    model = built(name, info)
+    for b, few in enumerate((20, 3, 9)):
+        batch.context.mask[b, :, few:] = False
+    together = flat(model.predict(batch.context, batch.query))
+    for b, few in enumerate((20, 3, 9)):
+        alone = FieldBatch(one(batch.context, b).points(slice(few)), one(batch.query, b))
+        torch.testing.assert_close(flat(model.predict(alone.context, alone.query)), together[b : b + 1], atol=1e-6, rtol=0)
+
+
+def one(frames: Frames, b: int) -> Frames:
+    names = ("position", "mask", "time", "value", "covariate", "sensor", "background", "background_scale")
+    return replace(frames, **{name: getattr(frames, name)[b : b + 1] for name in names if getattr(frames, name) is not None})
+
+
+def test_an_answer_does_not_depend_on_what_else_is_asked(name: str, info: DatasetInfo) -> None:
+    batch = worlds.batch(info, dtype=torch.float64)
+    model = built(name, info)
+    whole = model.predict(batch.context, batch.query)
+    parts = [model.predict(batch.context, batch.query.points(slice(i, i + 4))) for i in range(0, 15, 4)]
+    torch.testing.assert_close(flat(FieldPrediction.concatenate(parts)), flat(whole), atol=1e-6, rtol=0)
+
+
+def test_no_observation_at_all_gives_a_finite_answer(name: str, info: DatasetInfo) -> None:
+    batch = worlds.batch(info, dtype=torch.float64)
+    batch.context.mask[0] = False
+    model = built(name, info).train()
+    prediction = model.predict(batch.context, batch.query)
+    assert flat(prediction).isfinite().all()
+    model.loss(batch)["loss"].backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_every_parameter_learns(name: str, info: DatasetInfo) -> None:
+    batch = with_background(worlds.batch(info, dtype=torch.float64))
+    model = built(name, info)
+    model.loss(batch)["loss"].backward()
+    idle = [key for key, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert not idle
+
+
+def with_background(batch: FieldBatch, scale: float = 0.4) -> FieldBatch:
+    assert batch.query.value is not None
+    background = 0.8 * batch.query.value + 0.1
+    scales = scale * (1.5 + torch.sin(3 * background))
+    return FieldBatch(batch.context, replace(batch.query, background=background, background_scale=scales))
+
+
+def test_untrained_it_is_its_background(name: str, info: DatasetInfo) -> None:
+    batch = with_background(worlds.batch(info, dtype=torch.float64))
+    prediction = built(name, info, head=0).predict(batch.context, batch.query)
+    assert batch.query.background is not None
+    torch.testing.assert_close(prediction.mean, batch.query.background)
+
+
+def test_it_can_learn_one_window_by_heart(name: str) -> None:
+    info = worlds.torus_info()
+    batch = worlds.batch(info, b=1, n=20, s=3, q=20)
+    model = built(name, info, head=0, **LARGER[name]).float().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=300)
+    for _ in range(300):
+        optimizer.zero_grad()
+        model.loss(batch)["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    prediction = model.predict(batch.context, batch.query)
+    assert batch.query.value is not None
+    known = batch.query.mask[..., None]
+    error = ((prediction.mean - batch.query.value) * known).square().sum() / (batch.query.value * known).square().sum()
+    assert error < 1e-3
+
+
+def test_saved_and_loaded_it_answers_the_same(name: str, info: DatasetInfo) -> None:
+    batch = worlds.batch(info, dtype=torch.float64)
+    model, other = built(name, info), built(name, info, seed=1)
+    other.load_state_dict(load(save(model.state_dict())))
+    assert torch.equal(flat(other.predict(batch.context, batch.query)), flat(model.predict(batch.context, batch.query)))
+    again = type(model.config).model_validate(model.config.model_dump(mode="json"))
+    assert again == model.config
+
+
+def test_seeds_decide_everything(name: str, info: DatasetInfo) -> None:
+    batch = worlds.batch(info)
+
+    def trained(seed: int) -> torch.Tensor:
+        model = built(name, info, seed, head=0).float().train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for step in range(3):
+            torch.manual_seed(step)
+            optimizer.zero_grad()
+            model.loss(batch)["loss"].backward()
+            optimizer.step()
+        return flat(model.predict(batch.context, batch.query))
+
+    assert torch.equal(trained(0), trained(0))
+    assert not torch.equal(trained(0), trained(1))
+
+
+def test_predicting_leaves_the_model_and_the_random_state_alone(name: str, info: DatasetInfo) -> None:
+    batch = worlds.batch(info, dtype=torch.float64)
+    model = built(name, info).train()
+    before = torch.get_rng_state()
+    first = flat(model.predict(batch.context, batch.query))
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(flat(model.predict(batch.context, batch.query)), first)
+
+
+def test_what_is_not_asked_does_not_count(name: str, info: DatasetInfo) -> None:
+    batch = worlds.batch(info, dtype=torch.float64)
+    model = built(name, info)
+    assert batch.query.value is not None
+    other = replace(batch.query, value=torch.where(batch.query.mask[..., None], batch.query.value, 99.0))
+    assert model.loss(FieldBatch(batch.context, other))["loss"] == model.loss(batch)["loss"]
+
+
+def test_tasks_are_known(name: str, info: DatasetInfo) -> None:
+    assert built(name, info).tasks <= set(TASKS)
