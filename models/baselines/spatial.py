@@ -20,6 +20,7 @@ from models.baselines.fitted import FLOOR, Fitted, along, by_lead
 from models.contract import FieldBatch, FieldPrediction, Frames
 
 _ROWS = 4096  # about so many residuals are taken of a batch
+_ENOUGH = 100_000  # no further batch is looked at with so many
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ class Spatial(Fitted):
             at = (query.mask & analysis.distance.isfinite()).nonzero(as_tuple=True)
             error = query.value[at].double() - analysis.mean[at]
             parts.append([error, analysis.mean[at], analysis.variance[at], analysis.distance[at], lead[at]])
+            if sum(len(part[0]) for part in parts) >= _ENOUGH:
+                break
         if not any(len(part[0]) for part in parts):
             raise ValueError(f"{self.info.name}: no training batch holds an answered question beside an observation; nothing to fit from")
         return Residuals(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
