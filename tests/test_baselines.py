@@ -269,6 +269,21 @@ def test_spread_grows_with_lead_and_covers() -> None:
         assert 0.8 < hit / count < 0.99, name
 
 
+def test_noise_of_observations_is_not_taken_for_certainty() -> None:
+    rng = np.random.default_rng(0)
+
+    def one() -> FieldBatch:
+        place = rng.uniform(-1, 1, (40, 2))
+        clean = np.sin(place.sum(1))
+        return FieldBatch(frames(place[:30], clean[:30] + rng.normal(0, 0.5, 30)), frames(place, clean))
+
+    baseline = InverseDistance(InverseDistance.Config(), info())
+    baseline.fit([one() for _ in range(30)])
+    batch = one()
+    scale = baseline.predict(batch.context, batch.query).scale.flatten()
+    assert scale[:30].mean().item() == pytest.approx(0.5, rel=0.1)
+
+
 # Climatology --------------------------------------------------------------------------------------------------------------------------
 
 

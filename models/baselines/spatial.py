@@ -125,19 +125,24 @@ class ByDistance(Spatial):
         return torch.where(known[..., None], read, analysis.variance)
 
     def _table(self, residuals: Residuals, bins: int = 10) -> tuple[Tensor, Tensor]:
-        """Mean squared error at the smallest lead asked away from the observations, over bins of equal count; zero at distance zero."""
+        """Mean squared error at the smallest lead asked away from the observations, over bins of equal count.
+
+        At distance zero it is that of lead 0: nothing where the observation itself is asked for, its noise where the clean truth is.
+        """
         away = residuals.distance > 0
         if not away.any():
             raise ValueError(
                 f"{self.info.name}: every training question lies on an observation, so the spread away from them cannot be fitted;"
-                " set `hide` or `query_points` in windows"
+                " set `hide`, `drop` or `query_points` in windows"
             )
         first = away & (residuals.lead.round() == residuals.lead[away].round().min())
         order = residuals.distance[first].argsort(stable=True)
         distance, square = residuals.distance[first][order], residuals.error[first][order].square()
         parts = torch.arange(len(order)).tensor_split(min(bins, len(order)))
         knot = torch.stack([torch.zeros((), dtype=torch.float64), *(distance[part].mean() for part in parts)])
-        table = torch.stack([torch.zeros_like(square[0]), *(square[part].mean(0) for part in parts)])
+        there = ~away & (residuals.lead.round() == 0)
+        noise = residuals.error[there].square().mean(0) if there.any() else torch.zeros_like(square[0])
+        table = torch.stack([noise, *(square[part].mean(0) for part in parts)])
         return knot, table
 
 
