@@ -17,7 +17,8 @@ from pipeline.__main__ import STAGES
 from tests.imports import ROOT, closure
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
-PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+PROJECT = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+PIPELINE = PROJECT["stages"]
 
 
 def resolved() -> dict[str, dict]:
@@ -118,6 +119,15 @@ def test_a_stage_depends_on_no_code_it_cannot_import(word: str) -> None:
             declared |= set(code_of(stage))
     extra = [dep for dep in sorted(declared) if not any(str(path) == dep or str(path).startswith(f"{dep}/") for path in needed)]
     assert not extra, f"deps of {word} that nothing imports: {extra}"
+
+
+def test_metrics_and_plots_are_outputs_of_stages() -> None:
+    outs = [out for stage in RESOLVED.values() for out in outputs(stage)]
+    shown = [*PROJECT["metrics"], *(path for plot in PROJECT["plots"] for how in plot.values() for path in how["y"])]
+    assert [path for path in shown if not any(path.startswith(f"{out}/") for out in outs)] == []
+    for dataset in PARAMS["datasets"]:
+        for model in ("baselines", *PARAMS["models"]):
+            assert f"data/scores/{dataset}/{model}/metrics.json" in shown
 
 
 def test_every_dataset_has_its_sections_and_its_source() -> None:
