@@ -1,4 +1,4 @@
-"""Ingest of AirDelhi-format day files against the same work in plain pandas and in duckdb: seconds, ratio, peak memory, in one run.
+"""Ingest of AirDelhi-format day files against the same work in plain pandas and in duckdb: time, CPU time, peak memory, in one run.
 
     python -m benchmarks.ingest [--rows 12500000] [--folder FOLDER]
 
@@ -128,7 +128,7 @@ def result(out: Path) -> tuple[object, ...]:
     parquet = f"read_parquet('{out}/observations/*.parquet', file_row_number = true, filename = true)"
     return duckdb.sql(
         f"""
-        select count(*), count(distinct trip_id), sum(value)::bigint, sum(epoch(time))::hugeint, round(sum(latitude), 3),
+        select count(*), count(distinct trip_id), sum(value)::bigint, sum(epoch_us(time))::hugeint, round(sum(latitude), 3),
                sum(hash(epoch_us(time), platform_id, trip_id, variable, value) % 1000003)::hugeint,
                sum(hash(filename[-18:], file_row_number, platform_id, variable) % 1000003)::hugeint
         from {parquet}
@@ -137,7 +137,7 @@ def result(out: Path) -> tuple[object, ...]:
 
 
 def child(step: str, raw: Path, out: Path, rows: int) -> dict[str, float]:
-    """Run one step in a process of its own; seconds of work (imports left out) and peak memory in GiB."""
+    """Run one step in a process of its own; seconds and CPU seconds of work (imports left out), and peak memory in GiB."""
     arguments = [sys.executable, "-m", "benchmarks.ingest", "--step", step, "--folder", str(raw), "--out", str(out), "--rows", str(rows)]
     done = subprocess.run(arguments, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -151,7 +151,7 @@ def run_step(step: str, raw: Path, out: Path, rows: int) -> None:
     from pipeline.sources import airdelhi
 
     assert ingest
-    began = time.perf_counter()
+    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
     if step == "generate":
         raw.mkdir(parents=True)
         generate(raw, rows)
@@ -164,7 +164,9 @@ def run_step(step: str, raw: Path, out: Path, rows: int) -> None:
     else:
         WAYS[step](raw, out)
     seconds = time.perf_counter() - began
-    print(json.dumps({"seconds": seconds, "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)}))
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "gib": after.ru_maxrss / (1 << 20)}))
 
 
 def main() -> None:
@@ -192,10 +194,10 @@ def main() -> None:
         if len(set(results.values())) != 1:
             raise SystemExit(f"the three do not agree: {results}")
     title = f"{options.rows:,} rows in {DAYS} day files, {size:.2f} GiB, to {results['pandas'][0]:,} observations; {os.cpu_count()} cores"
-    table = Table("", "seconds", "times fieldcast's", "peak GiB", title=title)
+    table = Table("", "seconds", "times fieldcast's", "CPU seconds", "times fieldcast's", "peak GiB", title=title)
     for way, each in measured.items():
-        ratio = each["seconds"] / measured["fieldcast"]["seconds"]
-        table.add_row(way, f"{each['seconds']:.1f}", f"{ratio:.2f}", f"{each['gib']:.2f}")
+        ratios = [f"{each[what] / measured['fieldcast'][what]:.2f}" for what in ("seconds", "cpu")]
+        table.add_row(way, f"{each['seconds']:.1f}", ratios[0], f"{each['cpu']:.1f}", ratios[1], f"{each['gib']:.2f}")
     Console().print(table)
 
 
