@@ -14,8 +14,9 @@ Shapes::
 What differs from the paper, `mode: paper` as well as `improved`:
 
 - the context may hold T > 1 frames: all their tokens are one set, each with its own time feature t_j (T = 1 is the paper);
-- covariates join the tokens and the queries, and a background (models/contract.py) makes the output a correction that starts at zero;
-  the head starts at zero in any case, so an untrained model gives its background, or the mean of the training data;
+- covariates join the tokens and the queries, and a background (models/contract.py) makes the output a correction that starts at zero, in
+  units of the background's standard deviation; the head starts at zero in any case, so an untrained model gives its background, or the
+  mean of the training data;
 - Gaussian and quantile heads beside the mean;
 - the sizes that the paper does not state are ours.
 
@@ -426,11 +427,14 @@ class Scent(nn.Module):
         return query.background_scale.to(self.latents.dtype).clamp(min=_EPS)
 
     def _head(self, out: Tensor, query: Frames) -> FieldPrediction:
-        """out [B,S,Q,C*k] as a prediction around the background; all zeros give the background and its scale."""
+        """out [B,S,Q,C*k] as a prediction around the background; all zeros give the background and its scale.
+
+        The correction is in units of that scale: where the background is sure of itself, at a sensor now, little can be lost.
+        """
         out = out.unflatten(-1, (len(self.info.variables), -1))
         background = 0.0 if query.background is None else query.background.to(out.dtype)
         scale = self._prior_scale(query)
-        centre, spread = background + out[..., 0], _REACH * (out[..., 1:] / _REACH).tanh()
+        centre, spread = background + scale * out[..., 0], _REACH * (out[..., 1:] / _REACH).tanh()
         if self.config.head == "mean":
             return FieldPrediction(centre)
         if self.config.head == "gaussian":

@@ -496,6 +496,12 @@ def test_the_correction_sees_the_background_and_its_scale() -> None:
         assert not torch.allclose(model.predict(batch.context, other).mean - other.background, correction)
 
 
+def test_the_correction_vanishes_where_the_background_is_sure() -> None:
+    sure = with_background(a_batch(), scale=1e-6)
+    prediction = built().predict(sure.context, sure.query)
+    torch.testing.assert_close(prediction.mean, sure.query.background, atol=1e-4, rtol=0)
+
+
 def test_without_absolute_position_a_shift_of_everything_changes_nothing() -> None:
     batch = a_batch()
     away = torch.tensor([0.3, -0.2], dtype=torch.float64)
