@@ -107,7 +107,8 @@ class DatasetInfo:
     def differences(self, other: DatasetInfo) -> list[str]:
         """Everything that stops a checkpoint made for `self` from being used on `other`, all at once; statistics may differ."""
         must_agree: tuple[str, ...] = ("name", "variables", "units", "space", "geometry", "centre", "half_extent", "position_unit")
-        must_agree += ("projection", "time_unit", "time_origin", "step", "utc_offset", "n_sensors", "context_covariates", "query_covariates")
+        must_agree += ("projection", "time_unit", "time_origin", "step", "utc_offset", "n_sensors")
+        must_agree += ("context_covariates", "query_covariates")
         return [
             f"{name}: checkpoint has {getattr(self, name)!r}, data has {getattr(other, name)!r}"
             for name in must_agree
