@@ -1,0 +1,27 @@
+"""Every benchmark, one after the other at sizes for a short look; docs/benchmarks.md keeps the tables of larger runs.
+
+python -m benchmarks
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+RUNS = (("ingest", "--rows", "1000000"), ("batches",), ("scent",), ("overhead",))
+
+
+def main() -> int:
+    """Run each in a process of its own, so that none inherits another's threads or memory; 1 if one of them failed."""
+    failed = []
+    for name, *arguments in RUNS:
+        print(f"\n{name}", flush=True)
+        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *arguments]).returncode:
+            failed.append(name)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
