@@ -284,8 +284,7 @@ def _ema(decay: float) -> Any:
 
 def _last_epoch(folder: Path) -> L.Callback:
     """Keep a checkpoint of the last whole epoch. Saved any earlier, a resumed run would end that epoch a second time."""
-    options = {"filename": "last", "enable_version_counter": False, "save_top_k": 1, "save_on_train_epoch_end": True}
-    return L.pytorch.callbacks.ModelCheckpoint(folder, **options)
+    return L.pytorch.callbacks.ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
 
 
 def _loader_workers() -> int:
