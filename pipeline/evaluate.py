@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -26,7 +25,7 @@ import torch
 from pydantic import Field, field_validator
 
 from models.contract import DatasetInfo, FieldPrediction, Frames, Predictor
-from pipeline import atomic, predict, runs, scores
+from pipeline import atomic, device, predict, runs, scores
 from pipeline import sensors as sensor_data
 from pipeline.batches import CONTEXT_SENSOR, GRID_POINT, HELD_SENSOR, CaseBatch, cases
 from pipeline.bootstrap import Bootstrap
@@ -70,14 +69,13 @@ def params_model(key: str, model: str) -> type[Params]:
 def run(params: Params, key: str, model: str, *, sensors: Path, run: Path, out: Path) -> None:
     """Score the run folder `run` (or each one in it) and write the score folder."""
     dataset = sensor_data.read(sensors)
-    device = os.environ.get("FIELDCAST_DEVICE", "cpu")
     folders = runs.folders(run)
     if not folders:
         raise ValueError(f"{run} holds no run folder: fit the baselines or train the model first")
     baselines = model == BASELINES
     tables, examples = [], []
     for folder in folders:
-        loaded = runs.load(folder, dataset.info, device)
+        loaded = runs.load(folder, dataset.info, device.name())
         name = folder.name if baselines else model
         what = {
             "role": "baseline" if baselines else "model",
@@ -87,7 +85,7 @@ def run(params: Params, key: str, model: str, *, sensors: Path, run: Path, out: 
             "weights_sha256": loaded.weights_sha256,
             "background_sha256": _background(folder),
         }
-        table, kept = score(dataset, loaded.predictor, loaded.context_frames, name, what, params, device)
+        table, kept = score(dataset, loaded.predictor, loaded.context_frames, name, what, params, device.name())
         tables.append(table)
         examples.append(kept)
         log.info("scored %s on %d cases of %s", name, table.about["cases"]["count"], key)

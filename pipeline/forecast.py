@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +24,7 @@ from pydantic import Field, field_validator
 from scipy.special import ndtri
 
 from models.contract import DatasetInfo, FieldPrediction
-from pipeline import atomic, cube, geometry, lexicon, predict, runs
+from pipeline import atomic, cube, device, geometry, lexicon, predict, runs
 from pipeline import sensors as sensor_data
 from pipeline.batches import at_points, distance
 from pipeline.params import Section
@@ -77,7 +76,8 @@ class Grid:
 def run(params: Params, key: str, model: str, *, sensors: Path, run: Path, out: Path) -> None:
     """Write the forecast folder of one run."""
     dataset = sensor_data.read(sensors)
-    loaded = runs.load(run, dataset.info, os.environ.get("FIELDCAST_DEVICE", "cpu"))
+    loaded = runs.load(run, dataset.info, device.name())
+    dataset = replace(dataset, info=loaded.info)  # the statistics the model was trained with, whatever data came since
     frames = initial_frames(dataset, params.init)
     grid = output_grid(dataset, params)
     made = [_one(dataset, loaded, frame, grid, params) for frame in frames]

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from models import background, registry
 from models.contract import FieldBatch, Predictor
-from pipeline import atomic, runs
+from pipeline import atomic, device, runs
 from pipeline.batches import TrainingBatches, Windows, cases
 from pipeline.params import Section
 from pipeline.sensors import SensorDataset, read
@@ -83,7 +83,7 @@ def run(params: Params, key: str, model: str, *, sensors: Path, baselines: Path,
     training = Training(network, params)
     history = History()
     trainer = L.Trainer(
-        accelerator=os.environ.get("FIELDCAST_DEVICE", "auto"),
+        accelerator=device.accelerator(),
         devices="auto",
         max_epochs=params.steps // params.validate_every,
         gradient_clip_val=params.clip,
