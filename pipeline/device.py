@@ -1,4 +1,4 @@
-"""Where torch runs: FIELDCAST_DEVICE is `auto` (a GPU if there is one), `cpu` or `gpu`. It cannot change what a stage means, so it is no parameter."""
+"""Where torch runs: FIELDCAST_DEVICE is `auto` (a GPU if there is one), `cpu` or `gpu`. It changes no meaning, so it is no parameter."""
 
 from __future__ import annotations
 
