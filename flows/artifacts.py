@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ def show(outcome: Mapping[str, str], unavailable: Mapping[str, str], published: 
     rows = [{"stage": stage, "outcome": result} for stage, result in outcome.items()]
     create_table_artifact(key="stages", table=rows, description="Every stage of the plan and what became of it")
     if scores := score_rows(SCORES):
-        create_table_artifact(key="scores", table=scores, description="Scores on the frozen test cases, in physical units")
+        create_table_artifact(key="scores", table=scores, description="RMSE on the frozen test cases, in physical units, by lead")
     lines = ["# Where to look", *(f"- **{dataset}**: {text}" for dataset, text in published.items())]
     if unavailable:
         lines += ["", "# Sources that could not be had", *(f"- {reason}" for reason in unavailable.values())]
@@ -25,9 +25,12 @@ def show(outcome: Mapping[str, str], unavailable: Mapping[str, str], published: 
 
 
 def score_rows(folder: Path) -> list[dict[str, Any]]:
-    """The headline metrics of every dataset and model, one row each."""
-    rows = []
-    for path in sorted(folder.glob("*/*/metrics.json")):
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        rows.append({"dataset": path.parts[-3], "model": path.parts[-2], "metrics": metrics})
-    return rows
+    """RMSE by lead, one row for each dataset, stratum, variable and model."""
+    rows: dict[tuple[str, ...], dict[str, Any]] = {}
+    for path in sorted(folder.glob("*/*/leads.csv")):
+        with path.open(newline="", encoding="utf-8") as handle:
+            for line in csv.DictReader(handle):
+                key = (path.parts[-3], line["stratum"], line["variable"], line["model"])
+                names = dict(zip(("dataset", "stratum", "variable", "model"), key, strict=True))
+                rows.setdefault(key, names)[f"RMSE lead {line['lead']}"] = line["rmse"]
+    return [rows[key] for key in sorted(rows)]

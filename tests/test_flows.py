@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -172,8 +171,9 @@ def test_versions_reads_the_lock(project: Path) -> None:
     assert set(dvc.versions()) == {"data/ingested/here.txt"}
 
 
-def test_score_rows_read_the_metrics_of_every_model(tmp_path: Path) -> None:
+def test_score_rows_have_a_row_a_model(tmp_path: Path) -> None:
     folder = tmp_path / "ns" / "scent"
     folder.mkdir(parents=True)
-    (folder / "metrics.json").write_text(json.dumps({"rmse": 1.5}))
-    assert artifacts.score_rows(tmp_path) == [{"dataset": "ns", "model": "scent", "metrics": {"rmse": 1.5}}]
+    (folder / "leads.csv").write_text("model,variable,stratum,lead,n,rmse\nscent,vorticity,field,0,9,0.5\nscent,vorticity,field,3,9,1.5\n")
+    expected = {"dataset": "ns", "stratum": "field", "variable": "vorticity", "model": "scent", "RMSE lead 0": "0.5", "RMSE lead 3": "1.5"}
+    assert artifacts.score_rows(tmp_path) == [expected]
