@@ -1,7 +1,7 @@
 """Stage evaluate: score a run, or all baselines, on the frozen test cases of a sensor dataset.
 
     OUT/blocks.parquet, scores.parquet, scores.json   the score table, pipeline/scores.py
-    OUT/metrics.json     a few numbers for `dvc metrics show`: model -> stratum -> lead -> metric
+    OUT/metrics.json     RMSE by lead for `dvc metrics show`
     OUT/leads.csv        scores by lead for `dvc plots show`
     OUT/examples.parquet predictions of a few cases beside the truth, for pictures
 
@@ -227,14 +227,17 @@ class Sums:
 
 
 def headline(table: scores.Table) -> dict[str, Any]:
-    """A few numbers of a table, small enough to read in a terminal: model -> variable -> stratum -> lead -> metric."""
+    """The RMSE of each model by lead, small enough for `dvc metrics show`: model -> variable -> lead -> RMSE.
+
+    At the sensors held out where there are any, else on the whole field, else at the context sensors; leads.csv has all.
+    """
     rows = table.select(distance="all")
+    rows = rows[rows["metric"] == "rmse"]
+    stratum = next(name for name in ("held_out", "field", "context") if (rows["stratum"] == name).any())
     out: dict[str, Any] = {}
-    for row in rows[rows["metric"].isin(_SHOWN)].to_dict("records"):
-        place = out
-        for key in (row["model"], row["variable"], row["stratum"], f"lead {row['lead']:g}"):
-            place = place.setdefault(key, {})
-        place[row["metric"]] = float(f"{row['value']:.4g}")
+    for row in rows[rows["stratum"] == stratum].to_dict("records"):
+        place = out.setdefault(row["model"], {}).setdefault(row["variable"], {})
+        place[f"lead {row['lead']:g}"] = float(f"{row['value']:.4g}")
     return out
 
 
