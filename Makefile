@@ -9,7 +9,7 @@ run: .venv/installed ## fetch -> ... -> publish once, as the scheduled flow woul
 	$(BIN)/python -m flows
 
 test: .venv/installed ## the whole suite
-	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 serve: .venv/installed ## published pages and data on http://localhost:8000
 	$(BIN)/python -m pipeline.serve --published data/published --port 8000

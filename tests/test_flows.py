@@ -17,8 +17,6 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows import artifacts, build, dvc
 
-pytestmark = pytest.mark.xdist_group("prefect")
-
 TOY = """
 stages:
   ingest:

@@ -19,7 +19,6 @@ import yaml
 
 from tests.imports import ROOT
 
-pytestmark = pytest.mark.xdist_group("prefect")
 STAGE = "stages:\n  simulate:\n    cmd: mkdir -p data && echo 1 > data/x.txt\n    outs: [data/x.txt]\n"
 
 
