@@ -306,7 +306,12 @@ class Scent(nn.Module):
         for k in range(0, s, together):
             part, leads = _frames(query, slice(k, k + together)), lead[:, k : k + together]
             latents = self._encode(seen, leads)
-            chunk = q if self._coupled else max(1, _ROWS // leads.numel())
+            rows = leads.numel()  # a point needs
+            if self.neighbours is not None:  # and so many pairs with observations, which weigh more than anything else
+                t, n = context.mask.shape[1:]
+                once = part.position.stride(1) == 0  # the same points in every query frame
+                rows = max(rows, (b if once else rows) * t * min(self.neighbours.count, n) // 4)
+            chunk = q if self._coupled else max(1, _ROWS // rows)
             answers = [self._answer(seen, latents, part.points(slice(i, i + chunk)), leads) for i in range(0, max(q, 1), chunk)]
             frames.append(FieldPrediction.concatenate(answers))
         if len(frames) == 1:

@@ -173,7 +173,7 @@ def at_points(dataset: SensorDataset, frame: int, context_frames: int, position:
     shape = (1, len(leads), len(position))
     time = rows.time(target, anchor)
     query = Frames(
-        position=_tensor(np.broadcast_to(_model_position(info, position), (*shape, len(info.space)))),
+        position=_tensor(_model_position(info, position)).expand(*shape, -1),
         mask=torch.ones(shape, dtype=torch.bool),
         time=_tensor(time),
         covariate=_query_covariate(info, time, len(position)),
