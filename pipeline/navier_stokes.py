@@ -7,7 +7,7 @@ the product, explicit Euler for advection and force, Crank-Nicolson for diffusio
 What differs: the random coefficients are drawn in shells of growing wavenumber, so a seed gives the same flow at every resolution, and
 the Nyquist modes, which have no derivative, are zero.
 
-SciPy's FFT and not a solver library: the ones found (torch-cfd, jax-cfd, exponax, fluidsim) have other time schemes and starting fields.
+SciPy's FFT and not a solver library: the nearest one found, torch-cfd, steps with Runge-Kutta and Crank-Nicolson, not as the recipe does.
 It gives the same bytes for any batch and thread count, which torch's does not, at the same speed.
 
 Shapes: B trajectories, T frames, N grid points an axis; arrays are (..., y, x).
