@@ -143,13 +143,14 @@ def test_killing_the_flow_ends_its_stage(project: Path) -> None:
         """)
     )
     walker = subprocess.Popen([sys.executable, "-c", "from flows import dvc; dvc.reproduce('train', print)"])
-    deadline = time.monotonic() + 30
-    while not (Path("pid").exists() and Path("pid").read_text()) and time.monotonic() < deadline:
+    started = time.monotonic() + 300  # a busy machine takes long to import dvc
+    while not (Path("pid").exists() and Path("pid").read_text()) and time.monotonic() < started:
         time.sleep(0.1)
     child = int(Path("pid").read_text())
     walker.kill()
     walker.wait()
-    while _alive(child) and time.monotonic() < deadline:
+    ended = time.monotonic() + 60
+    while _alive(child) and time.monotonic() < ended:
         time.sleep(0.1)
     alive = _alive(child)
     if alive:
