@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
-from torch import Tensor
+from pydantic import BaseModel
+from torch import Tensor, nn
 
 TASKS = ("reconstruction", "interpolation", "forecast")
 
@@ -137,12 +138,29 @@ class Predictor(Protocol):
         ...
 
 
-class FieldModel(Predictor, Protocol):
-    """A trainable model, also an nn.Module built as `Model(config, info)`."""
+class FieldModel(nn.Module):
+    """A trainable predictor, built as `Model(config, info)`; its frozen settings are `Model.Config`.
+
+    Training runs through `phases` in order. Before each one `begin` is called, with torch's seed set; then `loss` is that phase's. A query
+    to train on has values. A phase that learns from whole frames gets them as the query: dense points at lead 0, or at leads 0, 1, 2, ...
+    """
+
+    Config: ClassVar[type[BaseModel]]
+    tasks: ClassVar[frozenset[str]]  # subset of TASKS
+    phases: ClassVar[tuple[str, ...]] = ("fit",)
+    corrects: ClassVar[bool] = True  # answers are query.background + a correction that starts at zero; False: takes no background
+    levels: tuple[float, ...] = ()  # quantile levels of FieldPrediction.quantiles
+
+    def begin(self, phase: str) -> None:
+        """Make ready for a phase: what it trains requires gradients, the rest does not; parts that start as copies are copied."""
 
     def loss(self, batch: FieldBatch) -> dict[str, Tensor]:
-        """Scalar terms; "loss" is the one to minimise."""
-        ...
+        """Scalar terms of the phase begun last, the first one in a fresh model; "loss" is the one to minimise."""
+        raise NotImplementedError
+
+    def predict(self, context: Frames, query: Frames) -> FieldPrediction:
+        """See Predictor."""
+        raise NotImplementedError
 
 
 class Baseline(Predictor, Protocol):

@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from models.contract import TASKS, DatasetInfo, FieldBatch, FieldPrediction, Frames
+from models.contract import TASKS, DatasetInfo, FieldBatch, FieldModel, FieldPrediction, Frames
 from models.layers import Attention, FeedForward, Fourier, Spacing
 
 MODES: dict[str, dict[str, Any]] = {
@@ -108,7 +108,7 @@ class ScentConfig(BaseModel):
         return self
 
 
-class Scent(nn.Module):
+class Scent(FieldModel):
     """The field model; see models/contract.py for what it is given and gives."""
 
     Config = ScentConfig
