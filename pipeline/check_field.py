@@ -58,7 +58,7 @@ def check(ingested: Path, gate: FieldGate) -> Findings:
     outcomes = expectations.frames(table, gate.rules, names)
     if gate.daily_cycle is not None:
         outcomes.append(_daily_cycle(field, table, gate.daily_cycle, gate.rules))
-    cells = int(np.prod([field.sizes[dim] for dim in ("y", "x")]))
+    cells = int(np.prod([field.sizes[dim] for dim in fields.space(field)]))
     return Findings(outcomes, table, names, cells, any(not o.passed and o.severity == "block" for o in outcomes))
 
 
@@ -95,7 +95,7 @@ def _measured(field: xr.Dataset, names: tuple[str, ...], gate: FieldGate) -> pd.
 
 
 def _frames_at_once(array: xr.DataArray) -> int:
-    return max(1, (32 << 20) // (8 * array.sizes["y"] * array.sizes["x"]))
+    return max(1, (32 << 20) // (8 * int(np.prod(array.shape[2:]))))
 
 
 def _statistics(block: np.ndarray, before: np.ndarray | None, low: float, high: float) -> pd.DataFrame:

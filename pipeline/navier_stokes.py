@@ -24,15 +24,15 @@ import xarray as xr
 from pydantic import Field, model_validator
 from scipy import fft
 
-from pipeline.params import Section
+from pipeline import trajectories
+from pipeline.trajectories import Trajectories
 
-TEST_SEED = 2**31 - 1  # test trajectory i starts from the seed TEST_SEED - seed - i
 ALPHA, TAU = 2.5, 7.0
 FORCE = 0.1
-VARIABLE = "vorticity"
+VARIABLES = ("vorticity",)
 
 
-class Params(Section):
+class Params(Trajectories):
     """One simulated data set. Times are in model units."""
 
     equation: Literal["navier_stokes"]
@@ -42,10 +42,6 @@ class Params(Section):
     interval: float = Field(gt=0)  # between two frames
     burn_in: float = Field(ge=0)  # from the random field to the first frame
     dt: float = Field(gt=0)
-    trajectories: int = Field(ge=1, le=2**29)  # training and validation
-    validation_trajectories: int = Field(ge=0)  # the last of them
-    test_trajectories: int = Field(ge=0, le=2**29)
-    seed: int = Field(ge=0, le=2**29)
 
     @model_validator(mode="after")
     def _consistent(self) -> Params:
@@ -53,50 +49,29 @@ class Params(Section):
             steps = getattr(self, name) / self.dt
             if abs(steps - round(steps)) > 1e-6:
                 raise ValueError(f"{name} must be a whole number of steps of dt = {self.dt}, found {steps:g} steps")
-        if self.validation_trajectories >= self.trajectories:
-            raise ValueError(
-                f"validation_trajectories are part of trajectories: found {self.validation_trajectories} of {self.trajectories}, "
-                "which leaves none for training"
-            )
         return self
-
-
-def seeds(params: Params) -> np.ndarray:
-    """One seed a trajectory: training, then validation, then test."""
-    train = params.seed + np.arange(params.trajectories)
-    test = TEST_SEED - params.seed - np.arange(params.test_trajectories)
-    return np.concatenate([train, test])
 
 
 def coordinates(params: Params) -> xr.Dataset:
     """The data set without its values: coordinates (trajectory, time, y, x), the role of each trajectory, and what describes it."""
     axis = np.arange(params.grid) / params.grid
-    counts = (params.trajectories - params.validation_trajectories, params.validation_trajectories, params.test_trajectories)
-    role = np.repeat(np.array(["train", "validation", "test"], dtype=object), counts)
-    return xr.Dataset(
-        coords={
-            "trajectory": np.arange(len(role)),
-            "time": params.interval * np.arange(params.frames),
-            "y": axis,
-            "x": axis,
-            "role": ("trajectory", role),
-            "seed": ("trajectory", seeds(params)),
-        },
-        attrs={
+    return trajectories.described(
+        params,
+        {"time": params.interval * np.arange(params.frames), "y": axis, "x": axis},
+        {
             "title": f"Forced 2-D Navier-Stokes vorticity on the unit torus, viscosity {params.viscosity:g}",
-            "license": "Apache-2.0",
             "source": "pseudo-spectral simulation (pipeline/navier_stokes.py)",
             "history": "simulated with Crank-Nicolson diffusion and explicit Euler advection",
             "geometry": "torus",
-            "parameters": params.model_dump_json(),
         },
     )
 
 
-def solve(params: Params, seeds: np.ndarray) -> np.ndarray:
-    """Frames (B, T, N, N) float32 of the trajectories with these seeds (B,), each independent of the others."""
+def solve(params: Params, seeds: np.ndarray) -> dict[str, np.ndarray]:
+    """Vorticity (B, T, N, N) float32 of the trajectories with these seeds (B,), each independent of the others."""
     start = np.stack([random_field(int(seed), params.grid) for seed in seeds]).astype(np.float32)
-    return frames(start, params.viscosity, params.dt, round(params.burn_in / params.dt), round(params.interval / params.dt), params.frames)
+    burn_in, interval = round(params.burn_in / params.dt), round(params.interval / params.dt)
+    return {"vorticity": frames(start, params.viscosity, params.dt, burn_in, interval, params.frames)}
 
 
 def frames(start: np.ndarray, viscosity: float, dt: float, burn_in: int, interval: int, count: int, force: float = FORCE) -> np.ndarray:

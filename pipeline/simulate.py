@@ -2,14 +2,20 @@
 
 Batches of trajectories stream to disk, so memory does not grow with their number. A killed run goes on where it stopped (what it has
 finished waits in `.KEY.resume` beside the result) and ends with the bytes of an uninterrupted one.
-An equation is a line in EQUATIONS and a module with `Params`, `VARIABLE`, `coordinates(params)`, `seeds(params)`, `solve(params, seeds)`.
+An equation is a line in EQUATIONS and a module with
+
+    Params                  the section `simulate.KEY` of params.yaml, a trajectories.Trajectories; its field `equation` is the name below
+    VARIABLES               names in the lexicon
+    POSITIONS               (may be absent) coordinates of points that each trajectory has for itself
+    coordinates(params)     the field without values: all that fields.create asks for
+    solve(params, seeds)    float32 arrays by name, VARIABLES (B, T, ...) and POSITIONS (B, P), of the trajectories with these seeds [B]
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +24,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from pipeline import atomic, fields, workers
+from pipeline import atomic, fields, trajectories, workers
 from pipeline.params import ParamsError, Section
 
 EQUATIONS = {"navier_stokes": "pipeline.navier_stokes"}
@@ -44,7 +50,7 @@ def params_model(key: str) -> type[Section]:
 def run(params: Any, key: str, *, out: Path) -> None:
     """Simulate the trajectories of one data set into the folder `out`. FIELDCAST_WORKERS sets the number of threads."""
     equation = import_module(EQUATIONS[params.equation])
-    coordinates, seeds = equation.coordinates(params), equation.seeds(params)
+    coordinates, seeds = equation.coordinates(params), trajectories.seeds(params)
     recipe = {
         "source": "simulation",
         "key": key,
@@ -54,13 +60,17 @@ def run(params: Any, key: str, *, out: Path) -> None:
     }
     partial = out.with_name(f".{out.name}.resume")
     field = partial / "field.zarr"
-    _prepare(partial, recipe, lambda: fields.create(field, coordinates, {equation.VARIABLE: {}}))
+    positions = getattr(equation, "POSITIONS", ())
+    _prepare(partial, recipe, lambda: fields.create(field, coordinates, {name: {} for name in equation.VARIABLES}, positions))
 
     length = fields.block_length(coordinates.sizes)
-    starts = [start for start in range(0, len(seeds), length) if not _written(field, equation.VARIABLE, start // length)]
+    names = (*positions, *equation.VARIABLES)
+    starts = [start for start in range(0, len(seeds), length) if not _written(field, names, start // length)]
 
     def simulate(start: int) -> None:
-        fields.write_block(field, equation.VARIABLE, start, equation.solve(params, seeds[start : start + length]))
+        solved = equation.solve(params, seeds[start : start + length])
+        for name in names:
+            fields.write_block(field, name, start, solved[name])
 
     with ThreadPoolExecutor(workers.count()) as pool:  # FFTs release the interpreter lock
         for _ in _shown(pool.map(simulate, starts), f"simulate {key}", len(starts)):
@@ -83,9 +93,9 @@ def _prepare(partial: Path, recipe: dict[str, Any], create: Callable[[], None]) 
     written.write_text(text, encoding="utf-8")
 
 
-def _written(field: Path, variable: str, chunk: int) -> bool:
-    """Is this chunk of trajectories there? Zarr moves a chunk into place when it is whole."""
-    return (field / variable / "c" / str(chunk) / "0" / "0" / "0").exists()
+def _written(field: Path, names: Sequence[str], chunk: int) -> bool:
+    """Is this chunk of trajectories there, in every array? Zarr moves a chunk into place when it is whole."""
+    return all(any(path.is_file() for path in (field / name / "c" / str(chunk)).rglob("0")) for name in names)
 
 
 def _shown(steps: Iterable[None], title: str, total: int) -> Iterable[None]:

@@ -112,7 +112,7 @@ def test_a_field_without_a_description_or_with_an_unknown_variable_is_refused(tm
         (lambda f: f.astype("f8"), "t2m is float64, expected float32"),
         (lambda f: f.assign(t2m=f["t2m"].assign_attrs(units="degC")), "t2m has units 'degC', expected 'K'"),
         (lambda f: f.transpose("y", "time", "x"), r"t2m has dims \('y', 'time', 'x'\)"),
-        (lambda f: f.assign_attrs(geometry="sphere"), "attribute geometry is 'sphere'"),
+        (lambda f: f.assign_attrs(geometry="disc"), "attribute geometry is 'disc'"),
         (lambda f: f.drop_vars("time"), "coordinate time is missing"),
     ],
 )

@@ -123,7 +123,7 @@ def test_trajectories_do_not_see_each_other(tmp_path):
     value[2, 3] = value[2, 2]
     axis = np.arange(4) / 4
     field = xr.Dataset(
-        {"vorticity": (fields.DIMS, value, {"units": "1"})},
+        {"vorticity": (("trajectory", "time", "y", "x"), value, {"units": "1"})},
         coords={"seed": ("trajectory", [0, 1, 2]), "time": np.arange(6.0), "y": axis, "x": axis},
         attrs={"title": "Walks", "license": "CC0-1.0", "source": "a formula", "history": "", "geometry": "torus"},
     )
