@@ -12,18 +12,18 @@ Spacing = Literal["linear", "octaves", "integers"]
 
 
 class Attention(nn.Module):
-    """Multi-head attention of x [R,N,d] to keys [R,K,d]; mask [R,1|N,K], True where a key may be seen.
+    """Multi-head attention of x [R,N,d] to keys [R,K,key_width or d]; mask [R,1|N,K], True where a key may be seen.
 
     A row that may see nothing gives the bias of the output alone, never NaN.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, key_width: int | None = None, bias: bool = False) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
         self.heads = heads
-        self.query = nn.Linear(width, width, bias=False)
-        self.key_value = nn.Linear(width, 2 * width, bias=False)
+        self.query = nn.Linear(width, width, bias=bias)
+        self.key_value = nn.Linear(key_width or width, 2 * width, bias=bias)
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
