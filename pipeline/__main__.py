@@ -1,6 +1,7 @@
 """Run one stage: `python -m pipeline STAGE [KEY ...] --ARGUMENT PATH ...`. This is what dvc.yaml calls.
 
-The stage's section of params.yaml is `STAGE.KEY...`; the paths become keyword arguments of the stage module's `run`.
+The stage's section of params.yaml is `STAGE.KEY...`, or only the first SECTION_KEYS of these keys where the stage module says so; the paths
+become keyword arguments of the module's `run`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def main(arguments: list[str]) -> int:
     logging.getLogger("pipeline").setLevel(logging.INFO)  # ours, not what libraries say about themselves
     _die_with_parent()
     stage = import_module(f"pipeline.{known.stage}")
-    dotted = ".".join([known.stage, *known.keys])
+    dotted = params.name_of(stage, known.keys)
     try:
         section = params.validated(params.read(known.params, dotted), stage.params_model(*known.keys), dotted, known.params)
         stage.run(section, *known.keys, **paths)

@@ -62,6 +62,9 @@ class Params(Section):
         return numbers
 
 
+SECTION_KEYS = 1  # the models of a dataset are scored alike
+
+
 def params_model(key: str, model: str) -> type[Params]:
     return Params
 

@@ -56,6 +56,9 @@ class Params(Section):
         return levels
 
 
+SECTION_KEYS = 1  # the models of a dataset forecast alike
+
+
 def params_model(key: str, model: str) -> type[Params]:
     return Params
 

@@ -423,17 +423,18 @@ def _history(dataset: SensorDataset, frame: int, sensor: int, variable: str, lon
 
 
 def training(folder: Path, table: Table) -> list[dict[str, Any]]:
-    """The training curve of each model that has one."""
+    """The training curve of each phase of each model that was trained."""
     out = []
     for model in table.models:
         path = folder / model / "history.csv"
         if not path.exists():
             continue
-        history, about = pd.read_csv(path), folder / model / "summary.json"
-        known = json.loads(about.read_text(encoding="utf-8")) if about.exists() else {}
-        if len(history):
-            figure = Markup(figures.training_curve(history, known.get("best_step"), model))
-            out.append({"model": model, "figure": figure, "parameters": known.get("parameters"), "steps": int(history["step"].iloc[-1])})
+        history = pd.read_csv(path)
+        about = json.loads((folder / model / "summary.json").read_text(encoding="utf-8"))
+        for phase, rows in history.groupby("phase", sort=False):
+            known, name = about["phases"][phase], model if len(about["phases"]) == 1 else f"{model}, {phase}"
+            figure = Markup(figures.training_curve(rows, known["best_step"], name))
+            out.append({"name": name, "figure": figure, "trained": known["trained"], "steps": int(rows["step"].iloc[-1])})
     return out
 
 

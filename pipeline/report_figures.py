@@ -344,15 +344,14 @@ def split_line(spans: Sequence[tuple[int, float, float, str]], calendar: bool, t
     return result[0]
 
 
-def training_curve(history: pd.DataFrame, best_step: int | None, name: str) -> str:
+def training_curve(history: pd.DataFrame, best_step: int, name: str) -> str:
     """Losses by step, and which step was kept."""
-    with _drawing(f"training-{name}", (6.4, 2.7), f"Training curve of {name}") as (figure, result):
+    with _drawing(f"training-{name.replace(', ', '-')}", (6.4, 2.7), f"Training curve of {name}") as (figure, result):
         axes = figure.add_subplot()
         for column, colour, label in (("loss", SOFT, "training loss"), ("validation_loss", _MODELS[0], "validation loss")):
             if column in history:
                 axes.plot(history["step"], history[column], color=colour, label=label, marker="." if len(history) < 60 else None)
-        if best_step is not None:
-            axes.axvline(best_step, color=_MODELS[1], linewidth=1, linestyle=(0, (3, 2)), label=f"kept: step {best_step}")
+        axes.axvline(best_step, color=_MODELS[1], linewidth=1, linestyle=(0, (3, 2)), label=f"kept: step {best_step}")
         axes.set(xlabel="step", ylabel="loss")
         losses = history[[c for c in ("loss", "validation_loss") if c in history]].to_numpy()
         if np.nanmin(losses) > 0 and np.nanmax(losses) > 10 * np.nanmin(losses):

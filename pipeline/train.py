@@ -1,8 +1,8 @@
-"""Stage train: fit one field model to one sensor dataset with Lightning.
+"""Stage train: fit one field model to one sensor dataset with Lightning, phase after phase.
 
 An epoch is `validate_every` optimiser steps. Batch i is a pure function of (seed, i) and the random numbers of step i are drawn from a
-generator seeded by (seed, i), so a run resumed from the checkpoint of its last epoch ends in the same weights as an uninterrupted one.
-The weights with the lowest validation loss are kept.
+generator seeded by (seed, phase, i), so a run resumed from the checkpoint of its last epoch ends in the same weights as an uninterrupted
+one. The weights with the lowest validation loss are kept, and the next phase begins with them.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from models import background, registry
-from models.contract import FieldBatch, Predictor
+from models.contract import FieldBatch, FieldModel, Predictor
 from pipeline import atomic, device, runs
 from pipeline.batches import TrainingBatches, Windows, cases
+from pipeline.estimate import cost
 from pipeline.params import Section
 from pipeline.sensors import SensorDataset, read
 
@@ -43,9 +44,9 @@ class Validation(Section):
     max_points: int = Field(default=1024, ge=1)  # of the query, evenly spread
 
 
-class Params(Section):
-    model: Any  # the model's own settings, `cls.Config`
-    background: str | None = None  # a fitted baseline; None is the papers' own setting
+class Phase(Section):
+    """What one phase of a model's training sees, and how it is optimised."""
+
     windows: Windows
     validation: Validation
     steps: int = Field(ge=1)
@@ -53,42 +54,83 @@ class Params(Section):
     learning_rate: float = Field(gt=0)
     warm_up: float = Field(default=0.05, ge=0, lt=1)  # share of the steps
     final_rate: float = Field(default=0.0, ge=0, le=1)  # share of learning_rate at the end of the cosine
-    weight_decay: float = Field(default=1e-2, ge=0)  # matrices only
-    clip: float = Field(default=1.0, gt=0)
+    weight_decay: float = Field(default=1e-2, ge=0)
+    decayed: Literal["matrices", "all"] = "matrices"  # which parameters weight_decay pulls to zero
+    clip: float | None = Field(default=1.0, gt=0)  # norm of the gradient; None: none, as some papers have it
     average: float = Field(default=0.0, ge=0, lt=1)  # decay of the exponential moving average of the weights; 0 is off
     accumulate: int = Field(default=1, ge=1)
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    seed: int = 0
 
     @model_validator(mode="after")
-    def _whole_epochs(self) -> Params:
+    def _whole_epochs(self) -> Phase:
         if self.steps % self.validate_every:
             raise ValueError(f"steps {self.steps} is not a multiple of validate_every {self.validate_every}")
         return self
 
 
+class Params(Section):
+    model: Any  # the model's own settings, `cls.Config`
+    background: str | None = None  # a fitted baseline; None is the papers' own setting
+    context_frames: int | None = Field(default=None, ge=1)  # that an answer is given from; None: those of the last phase
+    phases: Any  # a Phase for each of the model's phases
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    seed: int = 0
+
+
 def params_model(key: str, model: str) -> type[Params]:
-    return create_model("Params", __base__=Params, model=(registry.load(model).Config, ...))
+    cls = registry.load(model)
+    phases = create_model("Phases", __base__=Section, **dict.fromkeys(cls.phases, (Phase, ...)))  # type: ignore[call-overload]
+    return create_model("Params", __base__=Params, model=(cls.Config, ...), phases=(phases, ...))
 
 
 def run(params: Params, key: str, model: str, *, sensors: Path, baselines: Path, out: Path) -> None:
     """Train `model` and write its run folder. A killed run continues from its last epoch when started again with the same inputs."""
     dataset = read(sensors)
+    cls = registry.load(model)
+    if params.background and not cls.corrects:
+        raise ValueError(f"train.{key}.{model}.background is {params.background!r}, but {model} takes no background: set it to null")
     prior_folder = baselines / params.background if params.background else None
     prior = runs.load(prior_folder, dataset.info).predictor if prior_folder else None
     torch.set_num_threads(max(1, _cores() - 1))  # the loader process has the other core
     torch.manual_seed(params.seed)
-    network = registry.load(model)(params.model, dataset.info)
+    network = cls(params.model, dataset.info)
     resume = out.with_name(f".{out.name}.resume") / _fingerprint(params, sensors, prior_folder)
-    training = Training(network, params)
+    rows: list[dict[str, Any]] = []
+    kept: dict[str, Any] = {}
+    main = True
+    for number, (name, phase) in enumerate(params.phases):
+        torch.manual_seed(_seed(params.seed, number))
+        network.begin(name)
+        data = Data(dataset, prior, phase, params.seed)
+        if not (resume / name / "last.ckpt").exists():
+            expected = cost(network, lambda data=data: data.batch(0), device.name(), phase.accumulate)  # type: ignore[misc]
+            minutes, held = expected.minutes(phase.steps, _loader_workers()), expected.bytes / 2**30
+            log.info("phase %s: %d steps, expect about %.1f minutes and %.2f GiB for the network", name, phase.steps, minutes, held)
+        history, main = _fit(Training(network, phase, (params.seed, number)), data, params.precision, resume / name)
+        network.load_state_dict(history.best)
+        rows += [{"phase": name, **row} for row in history.rows]
+        kept[name] = {"trained": count(network), "best_step": history.best_step, "validation_loss": history.best_loss}
+    if not main:  # another process of the same run writes
+        return
+    with atomic.writing(out) as folder:
+        frames = params.context_frames or phase.windows.context_frames
+        runs.save(folder, model, params.model.model_dump(mode="json"), dataset.info, network.state_dict(), frames, prior_folder)
+        _write_history(rows, folder / "history.csv")
+        summary = {"parameters": sum(p.numel() for p in network.parameters()), "phases": kept}
+        (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    atomic.remove(resume.parent)
+
+
+def _fit(training: Training, data: Data, precision: Any, resume: Path) -> tuple[History, bool]:
+    """Train one phase, or what is left of it; a phase that had ended is only read back. Also whether this is the main process."""
+    phase = training.phase
     history = History()
     trainer = L.Trainer(
         accelerator=device.accelerator(),
         devices="auto",
-        max_epochs=params.steps // params.validate_every,
-        gradient_clip_val=params.clip,
-        accumulate_grad_batches=params.accumulate,
-        precision=params.precision,
+        max_epochs=phase.steps // phase.validate_every,
+        gradient_clip_val=phase.clip,
+        accumulate_grad_batches=phase.accumulate,
+        precision=precision,
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
         logger=False,
@@ -100,23 +142,8 @@ def run(params: Params, key: str, model: str, *, sensors: Path, baselines: Path,
     last = resume / "last.ckpt"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(num_workers|LeafSpec|exists and is not empty).*")
-        trainer.fit(training, datamodule=Data(dataset, prior, params), ckpt_path=str(last) if last.exists() else None, weights_only=False)
-    if trainer.is_global_zero:
-        network.load_state_dict(history.best)
-        with atomic.writing(out) as folder:
-            runs.save(
-                folder,
-                model,
-                params.model.model_dump(mode="json"),
-                dataset.info,
-                network.state_dict(),
-                params.windows.context_frames,
-                prior_folder,
-            )
-            history.write(folder / "history.csv")
-            summary = {"parameters": count(network), "best_step": history.best_step, "validation_loss": history.best_loss}
-            (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        atomic.remove(resume.parent)
+        trainer.fit(training, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=False)
+    return history, trainer.is_global_zero
 
 
 def count(network: nn.Module) -> int:
@@ -125,16 +152,16 @@ def count(network: nn.Module) -> int:
 
 
 class Training(L.LightningModule):
-    """The loop around a field model: losses, optimiser, schedule, moving average."""
+    """The loop around one phase of a field model: losses, optimiser, schedule, moving average."""
 
-    def __init__(self, network: Any, params: Params) -> None:
+    def __init__(self, network: FieldModel, phase: Phase, seed: tuple[int, ...]) -> None:
         super().__init__()
-        self.network, self.params = network, params
-        averaged = params.average > 0
-        self.averaged = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=_ema(params.average)) if averaged else None
+        self.network, self.phase, self.seed = network, phase, seed
+        averaged = phase.average > 0
+        self.averaged = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=_ema(phase.average)) if averaged else None
 
     def training_step(self, batch: FieldBatch, index: int) -> Tensor:
-        torch.manual_seed(hash((self.params.seed, self.global_step, self.global_rank)))
+        torch.manual_seed(_seed(*self.seed, self.global_step, self.global_rank))
         terms = self.network.loss(batch)
         if not torch.isfinite(terms["loss"]):
             raise ValueError(f"the loss is {terms['loss'].item()} at step {self.global_step}: lower learning_rate or look at the data")
@@ -148,6 +175,7 @@ class Training(L.LightningModule):
 
     def validation_step(self, batch: FieldBatch, index: int) -> None:
         with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_seed(*self.seed, index))  # models that draw noise are compared with the same draws
             terms = self.kept.loss(batch)
         asked = int(batch.query.mask.sum())
         self.log("validation_loss", terms["loss"], prog_bar=True, batch_size=asked, sync_dist=True)
@@ -158,20 +186,22 @@ class Training(L.LightningModule):
         return self.averaged.module if self.averaged is not None else self.network
 
     def configure_optimizers(self) -> Any:
-        matrices = [p for p in self.network.parameters() if p.requires_grad and p.ndim > 1]
-        others = [p for p in self.network.parameters() if p.requires_grad and p.ndim <= 1]
-        groups = [{"params": matrices, "weight_decay": self.params.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=self.params.learning_rate, fused=False)
+        phase = self.phase
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        decayed = [p for p in trained if p.ndim > 1 or phase.decayed == "all"]
+        others = [p for p in trained if p.ndim <= 1 and phase.decayed != "all"]
+        groups = [{"params": decayed, "weight_decay": phase.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=phase.learning_rate, fused=False)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _rate(self, step: int) -> float:
         """Linear warm-up, then a cosine to `final_rate`."""
-        warm = max(1, round(self.params.warm_up * self.params.steps))
+        warm = max(1, round(self.phase.warm_up * self.phase.steps))
         if step < warm:
             return (step + 1) / warm
-        progress = min(1.0, (step - warm) / max(1, self.params.steps - warm))
-        return self.params.final_rate + (1 - self.params.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
+        progress = min(1.0, (step - warm) / max(1, self.phase.steps - warm))
+        return self.phase.final_rate + (1 - self.phase.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class Data(L.LightningDataModule):
@@ -180,18 +210,22 @@ class Data(L.LightningDataModule):
     The background is solved for in a loader process while the network works on the batch before.
     """
 
-    def __init__(self, dataset: SensorDataset, prior: Predictor | None, params: Params) -> None:
+    def __init__(self, dataset: SensorDataset, prior: Predictor | None, phase: Phase, seed: int) -> None:
         super().__init__()
-        self.dataset, self.prior, self.params = dataset, prior, params
+        self.dataset, self.prior, self.phase, self.seed = dataset, prior, phase, seed
+        self._batches = TrainingBatches(dataset, phase.windows, seed)
         self._seen: list[FieldBatch] = []  # the validation batches: they never change
 
     def train_dataloader(self) -> DataLoader[FieldBatch]:
         assert self.trainer is not None
-        length = self.params.validate_every * self.params.accumulate
+        length = self.phase.validate_every * self.phase.accumulate
         first = self.trainer.current_epoch * length * self.trainer.world_size
         numbers = range(first + self.trainer.global_rank, first + length * self.trainer.world_size, self.trainer.world_size)
-        source = _ByNumber(TrainingBatches(self.dataset, self.params.windows, self.params.seed), numbers, self.prior)
-        return DataLoader(source, batch_size=None, shuffle=False, num_workers=_loader_workers())
+        return DataLoader(_ByNumber(self, numbers), batch_size=None, shuffle=False, num_workers=_loader_workers())
+
+    def batch(self, number: int) -> FieldBatch:
+        """Training batch `number` with its background."""
+        return with_background(self._batches[number], self.prior)
 
     def val_dataloader(self) -> DataLoader[FieldBatch]:
         self._seen = self._seen or [with_background(batch, self.prior) for batch in self._validation()]
@@ -201,8 +235,8 @@ class Data(L.LightningDataModule):
         return batch.to(device)
 
     def _validation(self) -> Iterator[FieldBatch]:
-        v = self.params.validation
-        for part in cases(self.dataset, "validation", self.params.windows.context_frames, v.leads, v.batch, limit=v.max_cases):
+        v = self.phase.validation
+        for part in cases(self.dataset, "validation", self.phase.windows.context_frames, v.leads, v.batch, limit=v.max_cases):
             points = part.batch.query.mask.shape[2]
             yield FieldBatch(part.batch.context, part.batch.query.points(slice(None, None, -(-points // v.max_points))))
 
@@ -213,14 +247,14 @@ def with_background(batch: FieldBatch, prior: Predictor | None) -> FieldBatch:
 
 
 class _ByNumber(Dataset[FieldBatch]):
-    def __init__(self, batches: TrainingBatches, numbers: range, prior: Predictor | None) -> None:
-        self.batches, self.numbers, self.prior = batches, numbers, prior
+    def __init__(self, data: Data, numbers: range) -> None:
+        self.data, self.numbers = data, numbers
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, index: int) -> FieldBatch:
-        return with_background(self.batches[self.numbers[index]], self.prior)
+        return self.data.batch(self.numbers[index])
 
 
 class _List(Dataset[FieldBatch]):
@@ -259,7 +293,7 @@ class History(L.Callback):
             log.info(
                 "step %d of %d: loss %.4g, validation %.4g%s",
                 trainer.global_step,
-                module.params.steps,
+                module.phase.steps,
                 metrics["loss"],
                 metrics["validation_loss"],
                 best,
@@ -271,11 +305,19 @@ class History(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.__dict__.update(state_dict)
 
-    def write(self, path: Path) -> None:
-        with path.open("w", newline="", encoding="utf-8") as handle:
-            writer = csv.DictWriter(handle, fieldnames=list(self.rows[-1]) if self.rows else ["step"], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in self.rows)
+
+def _write_history(rows: list[dict[str, Any]], path: Path) -> None:
+    """One row an epoch; a phase leaves the columns of the others empty."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, fieldnames=names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({name: value if isinstance(value, str) else f"{value:.6g}" for name, value in row.items()} for row in rows)
+
+
+def _seed(*numbers: int) -> int:
+    """One seed out of several numbers; a tuple of ints hashes the same in every process."""
+    return hash(numbers)
 
 
 def _ema(decay: float) -> Any:

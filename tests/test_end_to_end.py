@@ -62,7 +62,7 @@ def test_repro_builds_everything_and_the_second_does_nothing(built: Path) -> Non
 def test_one_scent_parameter_reruns_only_what_depends_on_it(built: Path) -> None:
     original = (built / "params.yaml").read_text()
     try:
-        tiny_project.change(built, {"train.ns.scent": {"learning_rate": 1.5e-3}})
+        tiny_project.change(built, {"train.ns.scent.phases.fit": {"learning_rate": 1.5e-3}})
         done = tiny_project.run(built, "dvc", "repro").stdout
         ran = {line.split("'")[1] for line in done.splitlines() if line.startswith("Running stage")}
         assert ran == {"train@ns-scent", "evaluate@ns-scent", "forecast@ns-scent", "report@ns"}

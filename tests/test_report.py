@@ -29,9 +29,11 @@ def make(folder: Path, dataset: sensors.SensorDataset, leads: tuple[int, ...], e
     for path, offset in (("baselines/nearest", 0.0), ("baselines/shifted", 0.6), ("mine", 0.4)):
         runs.save(folder / "runs" / path, "nearest", {"offset": offset, "scale": 0.7}, dataset.info, {"offset": torch.tensor(offset)}, 1)
     shutil.copytree(prior, folder / "runs" / "mine" / "background")
-    history = pd.DataFrame({"step": [10, 20, 30], "loss": [3.0, 2.0, 1.5], "validation_loss": [3.2, 2.4, 2.5]})
+    history = pd.DataFrame({"phase": "fit", "step": [10, 20, 30], "loss": [3.0, 2.0, 1.5], "validation_loss": [3.2, 2.4, 2.5]})
     history.to_csv(folder / "runs" / "mine" / "history.csv", index=False)
-    (folder / "runs" / "mine" / "summary.json").write_text(json.dumps({"parameters": 1234, "best_step": 20}))
+    (folder / "runs" / "mine" / "summary.json").write_text(
+        json.dumps({"parameters": 1234, "phases": {"fit": {"trained": 1234, "best_step": 20}}})
+    )
     given = evaluate.Params(leads=leads, batch=16, distance_edges=edges, bootstrap=Bootstrap(draws=200))
     for model, run in (("baselines", "baselines"), ("mine", "mine")):
         evaluate.run(given, "world", model, sensors=folder / "data.zarr", run=folder / "runs" / run, out=folder / "scores" / model)

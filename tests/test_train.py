@@ -22,11 +22,15 @@ from tests import worlds
 
 SETTINGS: dict[str, Any] = {
     "model": {"width": 8},
-    "windows": {"batch": 4, "max_lead": 3, "query_points": 40, "context_frames": 2},
-    "validation": {"leads": [0, 2], "batch": 8, "max_cases": 8},
-    "steps": 40,
-    "validate_every": 5,
-    "learning_rate": 0.01,
+    "phases": {
+        "fit": {
+            "windows": {"batch": 4, "max_lead": 3, "query_points": 40, "context_frames": 2},
+            "validation": {"leads": [0, 2], "batch": 8, "max_cases": 8},
+            "steps": 40,
+            "validate_every": 5,
+            "learning_rate": 0.01,
+        }
+    },
     "seed": 3,
 }
 
@@ -34,6 +38,7 @@ SETTINGS: dict[str, Any] = {
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry.FIELD_MODELS, "tiny", "tests.tiny_model:Tiny")
+    monkeypatch.setitem(registry.FIELD_MODELS, "two_phases", "tests.tiny_model:TwoPhases")
 
 
 @pytest.fixture
@@ -42,9 +47,14 @@ def world(tmp_path: Path) -> Path:
     return tmp_path / "waves.zarr"
 
 
-def fit(world: Path, out: Path, **changes: Any) -> None:
-    params = validated({**SETTINGS, **changes}, train.params_model("waves", "tiny"), "train.waves.tiny")
-    train.run(params, "waves", "tiny", sensors=world, baselines=out.parent / "baselines", out=out)
+def fit(world: Path, out: Path, model: str = "tiny", **changes: Any) -> None:
+    """Train with SETTINGS; changes to what a phase holds go to every phase of the model."""
+    names = registry.load(model).phases
+    phase = {**SETTINGS["phases"]["fit"], **{key: value for key, value in changes.items() if key in train.Phase.model_fields}}
+    whole = {key: value for key, value in changes.items() if key not in train.Phase.model_fields}
+    settings = {**SETTINGS, **whole, "phases": dict.fromkeys(names, phase)}
+    params = validated(settings, train.params_model("waves", model), f"train.waves.{model}")
+    train.run(params, "waves", model, sensors=world, baselines=out.parent / "baselines", out=out)
 
 
 def test_the_run_folder_predicts_and_holds_the_curve(tiny: None, world: Path, tmp_path: Path) -> None:
@@ -59,7 +69,9 @@ def test_the_run_folder_predicts_and_holds_the_curve(tiny: None, world: Path, tm
     assert [int(float(row["step"])) for row in rows] == list(range(5, 41, 5))
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["validation_loss"] == pytest.approx(min(float(row["validation_loss"]) for row in rows), rel=1e-5)
+    kept = summary["phases"]["fit"]
+    assert kept["validation_loss"] == pytest.approx(min(float(row["validation_loss"]) for row in rows), rel=1e-5)
+    assert kept["trained"] == summary["parameters"] == sum(p.numel() for p in loaded.predictor.parameters())
     assert not list(out.rglob("*.ckpt"))
     assert not (out.parent / ".tiny.resume").exists()
 
@@ -71,10 +83,12 @@ def test_two_runs_give_the_same_bytes(tiny: None, world: Path, tmp_path: Path) -
     assert [f for f in files if (tmp_path / "one" / f).read_bytes() != (tmp_path / "two" / f).read_bytes()] == []
 
 
-@pytest.mark.parametrize("average", [0.0, 0.9])
-def test_resume_after_kill_9_gives_the_weights_of_an_uninterrupted_run(tiny: None, world: Path, tmp_path: Path, average: float) -> None:
-    fit(world, tmp_path / "whole" / "tiny", average=average)
-    out = tmp_path / "killed" / "tiny"
+@pytest.mark.parametrize(("model", "average", "phase"), [("tiny", 0.0, 0), ("tiny", 0.9, 0), ("two_phases", 0.9, 1)])
+def test_resume_after_kill_9_gives_the_weights_of_an_uninterrupted_run(
+    tiny: None, world: Path, tmp_path: Path, model: str, average: float, phase: int
+) -> None:
+    fit(world, tmp_path / "whole" / model, model, average=average)
+    out = tmp_path / "killed" / model
     # The child stops by itself, hard, in the middle of its fourth epoch.
     code = f"""
         import os, signal
@@ -83,32 +97,51 @@ def test_resume_after_kill_9_gives_the_weights_of_an_uninterrupted_run(tiny: Non
         from pipeline import train
         from tests.test_train import fit
         registry.FIELD_MODELS["tiny"] = "tests.tiny_model:Tiny"
+        registry.FIELD_MODELS["two_phases"] = "tests.tiny_model:TwoPhases"
         step = train.Training.training_step
         def killed(self, batch, index):
-            if self.global_step == 17:
+            if self.global_step == 17 and self.seed[1] == {phase}:
                 os.kill(os.getpid(), signal.SIGKILL)
             return step(self, batch, index)
         train.Training.training_step = killed
-        fit(Path({str(world)!r}), Path({str(out)!r}), average={average})
+        fit(Path({str(world)!r}), Path({str(out)!r}), {model!r}, average={average})
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not out.exists()
-    assert list(out.parent.rglob("last.ckpt"))
+    assert len(list(out.parent.rglob("last.ckpt"))) == phase + 1
     seen = []
     original = train.Training.training_step
 
     def counted(self: train.Training, batch: Any, index: int) -> torch.Tensor:
-        seen.append(self.global_step)
+        seen.append((self.seed[1], self.global_step))
         return original(self, batch, index)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train.Training, "training_step", counted)
-        fit(world, out, average=average)
-    assert seen == list(range(15, 40)), "it went on from the end of the third epoch"
-    whole, resumed = (load_file(tmp_path / name / "tiny" / "weights.safetensors") for name in ("whole", "killed"))
+        fit(world, out, model, average=average)
+    assert seen == [(phase, step) for step in range(15, 40)], "it went on from the end of the third epoch"
+    whole, resumed = (load_file(tmp_path / name / model / "weights.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
-    assert (tmp_path / "whole/tiny/history.csv").read_text() == (out / "history.csv").read_text()
+    assert (tmp_path / "whole" / model / "history.csv").read_text() == (out / "history.csv").read_text()
+
+
+def test_a_phase_trains_its_part_from_the_best_weights_of_the_one_before(tiny: None, world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "two_phases"
+    fit(world, out, "two_phases")
+    rows = list(csv.DictReader((out / "history.csv").open()))
+    assert [row["phase"] for row in rows] == ["fit"] * 8 + ["refine"] * 8
+    kept = json.loads((out / "summary.json").read_text())["phases"]
+    assert kept["refine"]["trained"] < kept["fit"]["trained"]
+    assert float(rows[8]["validation_loss"]) < 1.2 * kept["fit"]["validation_loss"], "it did not start anew"
+    with pytest.raises(ParamsError, match=r"train\.waves\.tiny\.phases\.refine: unknown key"):
+        phases = {**SETTINGS["phases"], "refine": SETTINGS["phases"]["fit"]}
+        validated({**SETTINGS, "phases": phases}, train.params_model("waves", "tiny"), "train.waves.tiny")
+
+
+def test_a_model_without_corrections_takes_no_background(tiny: None, world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="two_phases takes no background: set it to null"):
+        fit(world, tmp_path / "two_phases", "two_phases", background="kriging")
 
 
 def test_a_checkpoint_of_other_params_is_not_resumed(tiny: None, world: Path, tmp_path: Path) -> None:
@@ -153,9 +186,8 @@ def test_a_diverging_loss_stops_with_the_step(tiny: None, world: Path, tmp_path:
 def test_only_held_out_validation_sensors_choose_the_weights(tiny: None, tmp_path: Path) -> None:
     """The test sensor of the station world never enters training or validation batches."""
     dataset = worlds.stations()
-    settings = {**SETTINGS, "windows": {"batch": 4, "max_lead": 3, "context_frames": 2, "hide": 2}}
-    params = validated(settings, train.params_model("stations", "tiny"), "train.stations.tiny")
-    data = train.Data(dataset, None, params)
+    settings = {**SETTINGS["phases"]["fit"], "windows": {"batch": 4, "max_lead": 3, "context_frames": 2, "hide": 2}}
+    data = train.Data(dataset, None, validated(settings, train.Phase, "train.stations.tiny.phases.fit"), seed=3)
     asked = {int(s) for batch in data._validation() for s in batch.query.sensor.unique()}
     held_test = int((dataset["sensor/role"] == sensors.HELD_TEST).nonzero()[0][0])
     assert held_test not in asked

@@ -82,7 +82,7 @@ def test_a_stage_runs_what_its_name_says_with_paths_it_declares(name: str) -> No
         assert words[:3] == ["python", "-m", "pipeline"]
         assert words[3] in STAGES
         keys = words[4 : words.index(next(w for w in words if w.startswith("--")))]
-        assert ".".join([words[3], *keys]) in stage["params"], "the section the stage reads is a dependency"
+        assert params.name_of(import_module(f"pipeline.{words[3]}"), keys) in stage["params"], "the section the stage reads is a dependency"
         paths = dict(zip(words[4 + len(keys) :: 2], words[5 + len(keys) :: 2], strict=True))
         arguments = signature(import_module(f"pipeline.{words[3]}").run).parameters
         keywords = {n for n, p in arguments.items() if p.kind is p.KEYWORD_ONLY}
@@ -92,11 +92,18 @@ def test_a_stage_runs_what_its_name_says_with_paths_it_declares(name: str) -> No
 
 
 @pytest.mark.parametrize("name", RESOLVED)
-def test_the_section_of_a_stage_is_valid(name: str) -> None:
+def test_the_section_of_a_stage_is_valid_under_every_preset_it_has(name: str, tmp_path: Path) -> None:
     for words in commands(RESOLVED[name]):
         keys = [word for word in words[4:] if not word.startswith("--") and "/" not in word]
-        dotted = ".".join([words[3], *keys])
-        params.validated(params.read(ROOT / "params.yaml", dotted), import_module(f"pipeline.{words[3]}").params_model(*keys), dotted)
+        stage = import_module(f"pipeline.{words[3]}")
+        dotted = params.name_of(stage, keys)
+        raw = PARAMS
+        for key in dotted.split("."):
+            raw = raw[key]
+        for preset in ("quick", *raw.get("presets", {})):
+            (tmp_path / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "preset": preset}))
+            params.validated(params.read(tmp_path / "params.yaml", dotted), stage.params_model(*keys), dotted)
+        assert not raw.get("presets") or "preset" in RESOLVED[name]["params"], "the word that chooses is a dependency"
 
 
 @pytest.mark.parametrize("name", RESOLVED)

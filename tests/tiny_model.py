@@ -6,10 +6,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from models.contract import TASKS, DatasetInfo, FieldBatch, FieldPrediction, Frames
+from models.contract import TASKS, DatasetInfo, FieldBatch, FieldModel, FieldPrediction, Frames
 
 
-class Tiny(nn.Module):
+class Tiny(FieldModel):
     class Config(BaseModel):
         model_config = ConfigDict(frozen=True, extra="forbid")
         width: int = 16
@@ -40,3 +40,14 @@ class Tiny(nn.Module):
         features = [query.position, lead[:, :, None, None].expand(b, s, q, 1), level[:, None, None].expand(b, s, q, -1)]
         mean = self.network(torch.cat(features, -1))
         return FieldPrediction(mean if query.background is None else mean + query.background)
+
+
+class TwoPhases(Tiny):
+    """The whole network first, its last layer once more; it takes no background."""
+
+    phases = ("fit", "refine")
+    corrects = False
+
+    def begin(self, phase: str) -> None:
+        for parameter in self.network[0].parameters():
+            parameter.requires_grad_(phase == "fit")

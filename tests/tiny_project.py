@@ -24,14 +24,15 @@ TINY: Mapping[str, Any] = {
     "baselines.ns": {"windows": {"max_lead": 4, "batch": 4, "query_points": 200, "query_frames": 2}, "steps": 6},
     "train.ns.scent": {
         "model": {"horizon": 4, "width": 16, "heads": 2, "latents": 8, "processor_layers": 1, "cen_layers": 0, "cn_layers": 0, "bands": 4},
+    },
+    "train.ns.scent.phases.fit": {
         "windows": {"max_lead": 4, "batch": 4, "query_points": 64},
         "validation": {"leads": [0, 2], "batch": 4, "max_cases": 4},
         "steps": 20,
         "validate_every": 5,
     },
-    "evaluate.ns.baselines": {"leads": [0, 1, 3], "distance_edges": [0.1], "bootstrap": {"draws": 100, "run": 1, "seed": 0}},
-    "evaluate.ns.scent": {"leads": [0, 1, 3], "distance_edges": [0.1], "bootstrap": {"draws": 100, "run": 1, "seed": 0}},
-    "forecast.ns.scent": {"max_lead": 4},
+    "evaluate.ns": {"leads": [0, 1, 3], "distance_edges": [0.1], "bootstrap": {"draws": 100, "run": 1, "seed": 0}},
+    "forecast.ns": {"max_lead": 4},
     "report.ns": {"picture_leads": [0, 3]},
 }  # fmt: skip
 
