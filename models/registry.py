@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 FIELD_MODELS = {
+    "cst": "models.cst:Cst",
     "scent": "models.scent:Scent",
 }
 

@@ -45,7 +45,7 @@ SMALL: dict[str, dict[str, Any]] = {
 LARGER: dict[str, dict[str, Any]] = {
     "dsq": {"channels": 32, "query_width": 32, "codes": 32, "hidden": 32},
     "senseiver": {"channels": 32, "query_width": 32},
-    "cst": {"width": 64, "attention_dropout": 0.0},
+    "cst": {"width": 32, "attention_dropout": 0.0, "order": 0},
     "scent": {"width": 32, "latents": 16, "ffn_factor": 2, "processor_layers": 2, "bands": 8},
 }
 
