@@ -6,8 +6,9 @@ from importlib import import_module
 from typing import Any
 
 FIELD_MODELS = {
-    "cst": "models.cst:Cst",
+    "dsq": "models.dsq:Dsq",
     "scent": "models.scent:Scent",
+    "senseiver": "models.senseiver:Senseiver",
 }
 
 BASELINES = {
