@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 FIELD_MODELS = {
+    "cst": "models.cst:Cst",
     "dsq": "models.dsq:Dsq",
     "scent": "models.scent:Scent",
     "senseiver": "models.senseiver:Senseiver",
