@@ -6,8 +6,10 @@ from importlib import import_module
 from typing import Any
 
 FIELD_MODELS = {
+    "convcnp": "models.convcnp:ConvCnp",
     "cst": "models.cst:Cst",
     "dsq": "models.dsq:Dsq",
+    "fno": "models.fno:Fno",
     "scent": "models.scent:Scent",
     "senseiver": "models.senseiver:Senseiver",
 }

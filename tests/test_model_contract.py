@@ -15,6 +15,17 @@ from tests import worlds
 
 LATENTS = {"latents": 16, "channels": 16, "token_width": 16, "query_width": 16, "rounds": 2, "self_layers": 1, "bands": 4, "highest": 4.0}
 SMALL: dict[str, dict[str, Any]] = {
+    "convcnp": {
+        "horizon": 4,
+        "frames": 3,
+        "points_per_unit": 8,
+        "width": 8,
+        "layers": 2,
+        "kernel_size": 3,
+        "head_width": 16,
+        "head_layers": 1,
+    },
+    "fno": {"horizon": 4, "frames": 3, "cells": 16, "width": 8, "modes": 3, "layers": 2, "head_width": 16},
     "cst": {"horizon": 4, "width": 16, "heads": 2, "layers": 2, "dummies": 6, "bands": 4, "dropout": 0.0, "jitter": 0.0, "mu": 1e-6},
     "dsq": {
         **LATENTS,
@@ -43,6 +54,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "senseiver": LATENTS,
 }
 LARGER: dict[str, dict[str, Any]] = {
+    "convcnp": {"width": 24, "kernel_size": 5},
+    "fno": {"width": 24, "modes": 6, "head_width": 32},
     "dsq": {"channels": 32, "query_width": 32, "codes": 32, "hidden": 32},
     "senseiver": {"channels": 32, "query_width": 32},
     "cst": {"width": 32, "attention_dropout": 0.0, "order": 0},
