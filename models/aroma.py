@@ -23,7 +23,8 @@ What differs from the paper, `mode: paper` as well as `improved`:
 
 `improved` also: frequencies on a torus are whole numbers; values know where they are, by a learned embedding of the place; in training
 observations are dropped at random; calendar covariates join the code of a query; latents have zero mean and unit variance before the
-stepper, whose noise has them too; eight rollouts make an ensemble. Every one of these is a key of `Config` of its own.
+stepper, as its noise has - per token and channel, since most of what a channel varies is between tokens and does not move; eight rollouts
+make an ensemble. Every one of these is a key of `Config` of its own.
 """
 
 from __future__ import annotations
@@ -43,20 +44,20 @@ from models.aroma_stepper import LatentStepper
 from models.contract import TASKS, DatasetInfo, FieldBatch, FieldModel, FieldPrediction, Frames
 
 MODES: dict[str, dict[str, Any]] = {
-    "paper": {"spacing": "powers", "place_in_value": False, "dropout": (), "calendar": False, "standardise": False, "members": 1},
+    "paper": {"spacing": "powers", "place_in_value": False, "dropout": (), "calendar": False, "standardise": "none", "members": 1},
     "improved": {
         "spacing": None,
         "place_in_value": True,
         "dropout": (0.0, 0.25, 0.5, 0.75),
         "calendar": True,
-        "standardise": True,
+        "standardise": "token",
         "members": 8,
     },
 }
 _ROWS = 1 << 15  # observations, tokens or queries that are worked on at a time without gradients; bounds the memory
 _EPS = 1e-8
 _TOLERANCE = 1e-4  # of a lead, in frames
-_FLOOR = 1e-3  # of the measured standard deviation of a latent channel: one that says nothing is not blown up
+_FLOOR = 1e-2  # of a measured standard deviation, as a share of the largest: what says nothing is not blown up
 _LOG_VARIANCE = (-30.0, 20.0)
 
 
@@ -97,7 +98,7 @@ class AromaConfig(BaseModel):
     place_in_value: bool
     dropout: tuple[float, ...]  # shares of observations hidden from the encoder in training, one drawn for each frame
     calendar: bool
-    standardise: bool  # of latents before the stepper, by statistics measured while it trains
+    standardise: Literal["none", "channel", "token"]  # latents before the stepper, by statistics measured while it trains
     members: int = Field(ge=1)  # rollouts of a prediction
 
     @model_validator(mode="before")
@@ -139,8 +140,9 @@ class Aroma(FieldModel):
         self.stepper = LatentStepper(
             c.tokens, c.channels, c.stepper_width, c.stepper_depth, c.stepper_heads, c.ffn_factor, self.plan.levels
         )
-        self.state = Standard(c.channels)
-        self.change = Standard(c.channels, 1 / c.difference_factor) if c.difference else None
+        each = (c.tokens, c.channels) if c.standardise == "token" else (c.channels,)
+        self.state = Standard(each)
+        self.change = Standard(each, 1 / c.difference_factor) if c.difference else None
         self.begin("encode")
 
     # ---- the contract
@@ -226,10 +228,10 @@ class Aroma(FieldModel):
         pair = seen[:, :-1] & seen[:, 1:] & apart
         now, then = latents[:, :-1].flatten(0, 1), latents[:, 1:].flatten(0, 1)
         target = then if self.change is None else then - now
-        if self.training and self.config.standardise:
-            self.state.measure(latents[seen].flatten(0, 1))
+        if self.training and self.config.standardise != "none":
+            self.state.measure(latents[seen])
             if self.change is not None:
-                self.change.measure(target[pair.flatten()].flatten(0, 1))
+                self.change.measure(target[pair.flatten()])
         state, target = self.state(now), (self.change or self.state)(target)
 
         # Outside training always the same draws: losses of one state of the network are equal.
@@ -451,7 +453,8 @@ class Mix(nn.Module):
         self.out = nn.Linear(inner, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(_attend(*self.query_key_value(self.norm(x)).chunk(3, -1), self.heads))
+        query, key, value = self.query_key_value(self.norm(x)).chunk(3, -1)
+        return self.out(_attend(query, key, value, self.heads))
 
 
 class FeedForward(nn.Sequential):
@@ -462,24 +465,26 @@ class FeedForward(nn.Sequential):
 
 
 class Standard(nn.Module):
-    """Latents [...,d] to zero mean and unit variance per channel and back, by measured statistics; unmeasured, divided by `scale`."""
+    """Latents [...,M,d] to zero mean and unit variance and back, per channel [d] or per token and channel [M,d], by measured statistics;
+    unmeasured, divided by `scale`."""
 
     mean: Tensor
     variance: Tensor
     count: Tensor
 
-    def __init__(self, channels: int, scale: float = 1.0) -> None:
+    def __init__(self, shape: tuple[int, ...], scale: float = 1.0) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("variance", torch.full((channels,), scale**2))
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("variance", torch.full(shape, scale**2))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def measure(self, rows: Tensor) -> None:
-        """Add rows [n,d] to the statistics of all rows so far (Chan, Golub & LeVeque, 1983)."""
+    def measure(self, latents: Tensor) -> None:
+        """Add latents [n,M,d] to the statistics of all so far (Chan, Golub & LeVeque, 1983)."""
+        rows = latents.to(self.mean.dtype)
+        rows = rows if self.mean.ndim == 2 else rows.flatten(0, 1)
         if not len(rows):
             return
-        rows = rows.to(self.mean.dtype)
         self.count += len(rows)
         weight = len(rows) / self.count.to(rows.dtype)
         away = rows.mean(0) - self.mean
@@ -489,7 +494,8 @@ class Standard(nn.Module):
 
     @property
     def _deviation(self) -> Tensor:
-        return self.variance.sqrt().clamp(min=_FLOOR)
+        deviation = self.variance.sqrt()
+        return torch.maximum(deviation, _FLOOR * deviation.max())
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self._deviation

@@ -30,15 +30,13 @@ class LatentStepper(nn.Module):
         self.last = nn.Linear(width, 2 * width)
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.head = nn.Linear(width, channels)
-        for layer in self.modules():
-            if isinstance(layer, nn.Linear):
-                nn.init.xavier_uniform_(layer.weight)
-                nn.init.zeros_(layer.bias)
-        for layer in (self.level[0], self.level[2]):
-            nn.init.normal_(layer.weight, std=0.02)  # type: ignore[arg-type]
-        for layer in (*[block.modulation for block in self.blocks], self.last, self.head):
-            nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        for name, parameter in self.named_parameters():
+            if name.startswith(("last.", "head.")) or "modulation" in name or name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif name.startswith("level."):
+                nn.init.normal_(parameter, std=0.02)
+            elif name != "place":
+                nn.init.xavier_uniform_(parameter)
 
     def forward(self, state: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
         """`level` [R], or [1] for all rows: how noisy, from 0."""

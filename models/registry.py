@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 FIELD_MODELS = {
+    "aroma": "models.aroma:Aroma",
     "convcnp": "models.convcnp:ConvCnp",
     "cst": "models.cst:Cst",
     "dsq": "models.dsq:Dsq",

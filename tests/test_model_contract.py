@@ -15,6 +15,21 @@ from tests import worlds
 
 LATENTS = {"latents": 16, "channels": 16, "token_width": 16, "query_width": 16, "rounds": 2, "self_layers": 1, "bands": 4, "highest": 4.0}
 SMALL: dict[str, dict[str, Any]] = {
+    "aroma": {
+        "width": 16,
+        "tokens": 6,
+        "channels": 3,
+        "heads": 2,
+        "head_width": 8,
+        "bands": 4,
+        "feature_width": 8,
+        "field_width": 16,
+        "stepper_width": 16,
+        "stepper_depth": 1,
+        "stepper_heads": 2,
+        "ffn_factor": 1,
+        "members": 2,
+    },
     "convcnp": {
         "horizon": 4,
         "frames": 3,
@@ -54,6 +69,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "senseiver": LATENTS,
 }
 LARGER: dict[str, dict[str, Any]] = {
+    "aroma": {"width": 32, "channels": 8, "head_width": 16, "field_width": 32, "dropout": (0.0,)},
     "convcnp": {"width": 24, "kernel_size": 5},
     "fno": {"width": 24, "modes": 6, "head_width": 32},
     "dsq": {"channels": 32, "query_width": 32, "codes": 32, "hidden": 32},
