@@ -1,18 +1,21 @@
 """The build flow: fetch what can be had, walk DVC's plan one task a stage, publish what is good.
 
-The flow adds eyes and a clock, not logic: the stages, their order and whether they must run are DVC's. Stages of one clone run one at a
-time. A stage that failed stops what depends on it and nothing else; a source that cannot be had leaves its stages out.
+The flow adds eyes and a clock, not logic: the stages, their order and whether they must run are DVC's. Stages that do not wait for each
+other run side by side. A stage that failed stops what depends on it and nothing else; a source that cannot be had leaves its stages out.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from graphlib import TopologicalSorter
 from typing import Any
 
 from prefect import flow, get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
+from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Completed, Failed, State
 
 from flows import artifacts, dvc
@@ -78,34 +81,66 @@ def build(
 
 
 def walk(kinds: Sequence[str] | None, unavailable: dict[str, str]) -> dict[str, str]:
-    """Walk DVC's plan; the outcome of each stage: Ran, Cached, Skipped (no raw data), Failed, or Blocked (by a failure)."""
+    """Walk DVC's plan; the outcome of each stage: Ran, Cached, Skipped (no raw data), Failed, or Blocked (by a failure).
+
+    Stages that do not wait for each other run side by side, FIELDCAST_JOBS of them, but never two trainings: each takes the whole device.
+    """
     logger = get_run_logger()
-    plan, stale = dvc.plan(), dvc.changed()
+    plan, stale, jobs = dvc.plan(), dvc.changed(), _jobs()
+    if kinds is not None:
+        plan = {stage: ancestors for stage, ancestors in plan.items() if stage.partition("@")[0] in kinds}
+        plan = {stage: ancestors & plan.keys() for stage, ancestors in plan.items()}
     outcome: dict[str, str] = {}
-    states: dict[str, State[Any]] = {}
-    for stage, ancestors in plan.items():
-        if kinds is not None and stage.partition("@")[0] not in kinds:
-            continue
-        waits = [states[name] for name in sorted(ancestors) if name in states]
-        found = {outcome.get(name) for name in ancestors}
-        absent = [path for path in dvc.missing_raw(stale.get(stage, [])) if path]
-        if found & {"Failed", "Blocked"}:
-            outcome[stage] = "Blocked"
-            logger.warning(
-                "%s is blocked: %s failed", stage, ", ".join(n for n in sorted(ancestors) if outcome.get(n) in ("Failed", "Blocked"))
-            )
-            continue
-        if absent or "Skipped" in found:
-            reason = f"no raw data: {', '.join(absent)}" if absent else "its source was left out"
-            states[stage] = left_out(stage, reason, wait_for=waits, return_state=True)
-            outcome[stage] = "Skipped"
-        elif stage not in stale and "Ran" not in found:
-            states[stage] = up_to_date(stage, wait_for=waits, return_state=True)
-            outcome[stage] = "Cached"
-        else:
-            states[stage] = reproduce(stage, wait_for=waits, return_state=True)
-            outcome[stage] = "Failed" if not states[stage].is_completed() else "Cached" if states[stage].name == "Cached" else "Ran"
-    return outcome
+    futures: dict[str, PrefectFuture[Any]] = {}
+    sorter = TopologicalSorter(plan)
+    sorter.prepare()
+    ready: list[str] = []
+    running: dict[PrefectFuture[Any], str] = {}
+    while sorter.is_active():
+        ready = sorted([*ready, *sorter.get_ready()], key=lambda stage: (not _is_training(stage), list(plan).index(stage)))
+        settled = False
+        for stage in [*ready]:
+            waits = [futures[name] for name in sorted(plan[stage]) if name in futures]
+            found = {outcome[name] for name in plan[stage]}
+            absent = dvc.missing_raw(stale.get(stage, []))
+            if found & {"Failed", "Blocked"}:
+                outcome[stage] = "Blocked"
+                culprits = ", ".join(name for name in sorted(plan[stage]) if outcome[name] in ("Failed", "Blocked"))
+                logger.warning("%s is blocked: %s failed", stage, culprits)
+            elif absent or "Skipped" in found:
+                reason = f"no raw data: {', '.join(absent)}" if absent else "its source was left out"
+                futures[stage] = left_out.submit(stage, reason, wait_for=waits, return_state=False)
+                outcome[stage] = "Skipped"
+            elif stage not in stale and "Ran" not in found:
+                futures[stage] = up_to_date.submit(stage, wait_for=waits, return_state=False)
+                outcome[stage] = "Cached"
+            elif len(running) < jobs and not (_is_training(stage) and any(map(_is_training, running.values()))):
+                futures[stage] = reproduce.submit(stage, wait_for=waits, return_state=False)
+                running[futures[stage]] = stage
+                ready.remove(stage)
+                continue
+            else:
+                continue
+            ready.remove(stage)
+            sorter.done(stage)
+            settled = True
+        if not settled:  # nothing more can start before something ends
+            future = next(as_completed([*running]))
+            stage = running.pop(future)
+            future.wait()  # only now is its state the final one
+            state = future.state
+            outcome[stage] = "Failed" if not state.is_completed() else "Cached" if state.name == "Cached" else "Ran"
+            sorter.done(stage)
+    return {stage: outcome[stage] for stage in plan}
+
+
+def _is_training(stage: str) -> bool:
+    return stage.partition("@")[0] == "train"
+
+
+def _jobs() -> int:
+    """Stages at a time. It changes no result, so it is no parameter."""
+    return max(1, int(os.environ.get("FIELDCAST_JOBS") or min(4, os.cpu_count() or 1)))
 
 
 def _minutes_late(limit: float | None) -> float | None:

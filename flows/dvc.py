@@ -66,7 +66,7 @@ def missing_raw(reasons: Iterable[str]) -> list[str]:
 
 def reproduce(stage: str, log: Callable[[str], None]) -> bool:
     """Run one stage if it is not up to date; True when it ran, False when it was up to date. Ancestors are left alone."""
-    lines = _stream(["repro", "--single-item", stage], log)
+    lines = _stream(["--wait-for-lock", "repro", "--single-item", stage], log)
     return not any("didn't change, skipping" in line for line in lines)
 
 

@@ -124,6 +124,35 @@ def test_a_run_that_starts_too_late_is_skipped(server: None, project: Path, offl
     assert build.build(stages=["ingest"], skip_if_late=55.0, return_state=True).name == "Completed"
 
 
+def test_stages_run_side_by_side_but_trainings_one_after_the_other(
+    server: None, project: Path, offline: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ingests meet while they run, or neither would end; the trainings never see each other."""
+    stage = "    do:\n      cmd: python meet.py {kind} ${key} ${item}\n      outs: ['data/${key}.txt']\n"
+    pairs = {"ingest": "{a: b, b: a}", "train": "{c: d, d: c}"}
+    parts = [f"  {kind}:\n    foreach: {pair}\n" + stage.replace("{kind}", kind) for kind, pair in pairs.items()]
+    Path("dvc.yaml").write_text("stages:\n" + "".join(parts))
+    Path("meet.py").write_text(
+        textwrap.dedent("""
+        import pathlib, sys, time
+        kind, name, other = sys.argv[1:]
+        mine, theirs = pathlib.Path(f"{name}.here"), pathlib.Path(f"{other}.here")
+        mine.write_text("")
+        if kind == "ingest":
+            while not theirs.exists():
+                time.sleep(0.05)
+        else:
+            assert not theirs.exists(), "two trainings at once"
+            time.sleep(2)
+            mine.unlink()
+        pathlib.Path(f"data/{name}.txt").write_text(name)
+        """)
+    )
+    monkeypatch.setenv("FIELDCAST_JOBS", "4")
+    state = build.build(return_state=True)
+    assert state.message == "4 ran, 0 cached, 0 skipped, 0 blocked"
+
+
 def test_a_failed_stage_says_why(project: Path) -> None:
     with pytest.raises(dvc.StageFailed, match="this stage is broken"):
         dvc.reproduce("simulate", lambda line: None)
