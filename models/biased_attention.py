@@ -1,0 +1,420 @@
+"""Attention whose logits carry a bias that is a function of distance: one op, three ways to compute it.
+
+    out = softmax( q k^T / sqrt(E) + sum of groups g: bias_g(distance_g(query, key)) ) v
+
+Paper: Jenson et al., "Biased Scan Attention Transformer Neural Process", arXiv 2506.09163 (the op is its biased scan attention; the biases
+its section on kernels). Written from the description; tiles follow Dao et al., "FlashAttention", arXiv 2205.14135.
+
+Shapes::
+
+    R rows (batch)   H heads   N queries   M keys   E width of a head   V width of a value   D coordinates   F bases of a group
+
+Back ends, the same answer to rounding:
+
+- `dense`: holds all N M logits, plain autograd. For tests.
+- `tiled`: walks over tiles of queries and keys with a running softmax; saves its inputs, its output and the logarithm of the softmax sum,
+  recomputes the tiles in the backward pass and has closed-form gradients. Memory grows with N + M, never with N M. Trains on CPU and GPU.
+- `flex`: PyTorch's compiled FlexAttention, for inference in long contexts. It compiles for half a minute at its first use. Where it
+  cannot serve (`flex_obstacle` says why) `tiled` answers.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.attention.flex_attention import flex_attention
+
+Form = Literal["rbf", "tisa", "scalar", "exponential"]
+Metric = Literal["euclidean", "great_circle", "elapsed"]
+Backend = Literal["dense", "tiled", "flex"]
+
+START: dict[Form, tuple[float, ...]] = {"rbf": (1, 1), "exponential": (1, 1), "tisa": (1, 1, 0), "scalar": (-1,)}  # a, b, c of every basis
+_TILE = 1 << 20  # logits in a tile; bounds the memory of `tiled`
+_FLEX_ROWS = 1024  # queries that `flex` answers at once
+_NOWHERE = -1e30  # a logit far below any other
+_GHOST = 2.0  # marks the ghost beside keys that are seen (1) or not (0)
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Group:
+    """One bias: where queries and keys lie, how far that is, and what follows from it. Coordinates get no gradient.
+
+    form, with d the distance and a, b, c = weights:
+        rbf          sum_f a_f exp(-b_f d^2)
+        tisa         sum_f a_f exp(-b_f (d - c_f)^2)
+        exponential  sum_f a_f exp(-b_f d)
+        scalar       sum_f a_f d
+    metric:
+        euclidean     on a torus of length `period` along every axis the shortest way round
+        great_circle  degrees, between coordinates that are longitude and latitude in degrees
+        elapsed       query - key along one axis, infinite where the key is later than the query
+    A key at a distance that is not finite is not seen.
+    """
+
+    query: Tensor  # [R|1,N,D]; 1 where all rows share their points, which then cost once
+    key: Tensor  # [R|1,M,D]
+    weights: tuple[Tensor, ...]  # [H,F] each: a, b, c as far as the form has them
+    form: Form = "rbf"
+    metric: Metric = "euclidean"
+    period: float | None = None
+
+
+class DistanceBias(nn.Module):
+    """The weights of a bias; makes the group for some queries and keys.
+
+    `reach` None: every basis starts equal, as published, and nothing ever tells them apart. `reach` (far, near): their length scales, where
+    the exponent is -1, start log-spaced between the two distances, and a as 1/F, so that together they start as high as one.
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        bases: int,
+        form: Form = "rbf",
+        metric: Metric = "euclidean",
+        period: float | None = None,
+        reach: tuple[float, float] | None = None,
+    ) -> None:
+        super().__init__()
+        if form == "scalar" and bases != 1:
+            raise ValueError(f"a scalar bias has one basis, found {bases}: set it to 1")
+        self.form, self.metric, self.period = form, metric, period
+        start = [torch.full((heads, bases), float(value)) for value in START[form]]
+        if reach is not None and form != "scalar":
+            power = -1 if form == "exponential" else -2
+            start[0] /= bases
+            start[1] = torch.logspace(math.log10(reach[0]), math.log10(reach[1]), bases).pow(power).repeat(heads, 1)
+        self.weights = nn.ParameterList(start)
+
+    def forward(self, query: Tensor, key: Tensor) -> Group:
+        """query [R|1,N,D], key [R|1,M,D]."""
+        weights = tuple(self.weights)
+        if not torch.is_grad_enabled() and all(torch.equal(w, w[:, :1].expand_as(w)) for w in weights):
+            weights = (weights[0].sum(1, keepdim=True), *[w[:, :1] for w in weights[1:]])  # equal bases cost one
+        return Group(query, key, weights, self.form, self.metric, self.period)
+
+
+def biased_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    groups: Sequence[Group] = (),
+    *,
+    ghost: float | None = None,
+    backend: Backend = "tiled",
+    tile: int | None = None,
+) -> Tensor:
+    """q [R,H,N,E], k [R,H,M,E], v [R,H,M,V] -> [R,H,N,V]; mask [R,M], True where a key may be seen.
+
+    A query that sees no key gives zero. Values and keys that are not seen must be finite all the same. `ghost` is the logit of one more key
+    whose value is zero; `released_ghost` is what the published code amounts to. `tile` is the side of a tile (None: by memory).
+
+    Differentiable once, in q, k, v and the groups' weights.
+    """
+    if backend == "dense":
+        return _dense(q, k, v, mask, groups, ghost)
+    if backend == "flex":
+        obstacle = flex_obstacle(q, k, v, groups)
+        if obstacle is None:
+            return _flex(q, k, v, mask, groups, ghost)
+        log.debug("tiled instead of flex: %s", obstacle)
+    side = tile or max(32, math.isqrt(_TILE // (q.shape[0] * q.shape[1])))
+    weights = [w for group in groups for w in group.weights]
+    out: Tensor = _Tiled.apply(q, k, v, mask, tuple(groups), ghost, side, *weights)
+    return out
+
+
+def released_ghost(keys: int) -> float:
+    """The published scan starts its running maximum at -1e-6 and adds 1e-10 to the softmax sum for each tile of 1024 keys.
+
+    Where all logits are far below zero that takes weight away, exactly as one more key of this logit and of value zero does; elsewhere it
+    is below rounding. No key at all then needs no guard.
+    """
+    return math.log(1e-10 * max(1, math.ceil(keys / 1024))) - 1e-6
+
+
+def separation(group: Group, query: Sequence[Tensor], key: Sequence[Tensor]) -> Tensor:
+    """The distance, or for rbf its square. `query` and `key` hold one tensor for each axis, any shapes that broadcast."""
+    squared = group.form == "rbf"
+    if group.metric == "euclidean":
+        square = sum(_shortest(a - b, group.period).square() for a, b in zip(query, key, strict=True))
+        assert isinstance(square, Tensor)
+        return square if squared else square.sqrt()
+    if group.metric == "great_circle":
+        distance = _great_circle(query, key)
+    else:
+        (now,), (then,) = query, key
+        distance = torch.where(then > now, torch.inf, now - then)
+    return distance.square() if squared else distance
+
+
+def _shortest(away: Tensor, period: float | None) -> Tensor:
+    return away if period is None else away - period * (away / period).round()
+
+
+def _great_circle(query: Sequence[Tensor], key: Sequence[Tensor]) -> Tensor:
+    """Haversine formula, exact to rounding for near points too; degrees in, degrees out."""
+    (east, north), (east_k, north_k) = query, key
+    half = torch.pi / 360
+    square = ((north - north_k) * half).sin().square()
+    square = square + (north * 2 * half).cos() * (north_k * 2 * half).cos() * ((east - east_k) * half).sin().square()
+    return square.clamp(max=1).sqrt().asin() / half
+
+
+def bases(group: Group, apart: Tensor) -> list[Tensor]:
+    """The F functions of `separation` [R,1,n,m] that the weights a multiply, [R,H,n,m] each."""
+    rest = zip(*[_by_head(w) for w in group.weights[1:]], strict=True) if len(group.weights) > 1 else [()]
+    return [_basis(group.form, apart, *each) for each in rest]
+
+
+def _basis(form: Form, apart: Tensor, *rest: Tensor) -> Tensor:
+    """One function of `separation` with its b and c, any shapes that broadcast."""
+    if form == "scalar":
+        return apart
+    if form == "tisa":
+        apart = (apart - rest[1]).square()
+    return (apart * -rest[0]).exp()
+
+
+def _by_head(weight: Tensor) -> Tensor:
+    """[H,F] -> [F,H,1,1]."""
+    return weight.t().unsqueeze(-1).unsqueeze(-1)
+
+
+# ---- dense
+
+
+def _dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, groups: Sequence[Group], ghost: float | None) -> Tensor:
+    scores, _ = _scores(q, k, mask, groups, slice(None), slice(None))
+    if ghost is not None:
+        scores = torch.cat([scores, scores.new_full((*scores.shape[:3], 1), ghost)], -1)
+        v = torch.cat([v, v.new_zeros(*v.shape[:2], 1, v.shape[-1])], 2)
+    blind = scores.isneginf().all(-1, keepdim=True)
+    share = scores.masked_fill(blind, 0).softmax(-1).masked_fill(blind, 0)
+    return share.to(v.dtype) @ v
+
+
+def _scores(
+    q: Tensor, k: Tensor, mask: Tensor | None, groups: Sequence[Group], rows: slice, columns: slice
+) -> tuple[Tensor, list[tuple[Tensor, list[Tensor]]]]:
+    """Logits [R,H,n,m] of some queries and keys, -inf where a key is not seen, in single precision or better; and what made them, of every
+    group the separation [R|1,1,n,m] and the bases."""
+    scores = (q[:, :, rows] @ k[:, :, columns].transpose(2, 3)).to(_precise(q)) / math.sqrt(q.shape[-1])
+    hidden = None if mask is None else ~mask[:, None, None, columns]
+    made = []
+    for group in groups:
+        query, key = group.query.detach()[:, rows], group.key.detach()[:, columns]
+        apart = separation(group, query[:, None, :, None].unbind(-1), key[:, None, None, :].unbind(-1))
+        far = ~apart.isfinite()
+        hidden = far if hidden is None else hidden | far
+        apart = apart.masked_fill(far, 0)  # an infinity that is masked only later still spoils gradients
+        parts = bases(group, apart)
+        for a, part in zip(_by_head(group.weights[0]), parts, strict=True):
+            scores.addcmul_(a, part)
+        made.append((apart, parts))
+    if hidden is not None:
+        scores.masked_fill_(hidden, -torch.inf)
+    return scores, made
+
+
+def _precise(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+# ---- tiled
+
+
+class _Tiled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, groups: Sequence[Group], ghost: float | None, side: int,
+                *weights: Tensor) -> Tensor:  # fmt: skip
+        out = v.new_empty(*q.shape[:3], v.shape[-1])
+        total = q.new_empty(*q.shape[:3], 1, dtype=_precise(q))  # logarithm of the softmax sum
+        for rows in _tiles(q.shape[2], side):
+            shape = (*q.shape[:2], rows.stop - rows.start)
+            top = total.new_full((*shape, 1), -torch.inf if ghost is None else ghost)
+            sums = torch.zeros_like(top) if ghost is None else torch.ones_like(top)
+            read = total.new_zeros(*shape, v.shape[-1])
+            for columns in _tiles(k.shape[2], side):
+                scores, _ = _scores(q, k, mask, groups, rows, columns)
+                higher = torch.maximum(top, scores.amax(-1, keepdim=True))
+                base = higher.masked_fill(higher.isneginf(), 0)  # nothing seen yet: avoid inf - inf
+                fade = (top - base).exp_()
+                share = scores.sub_(base).exp_()
+                sums = sums * fade + share.sum(-1, keepdim=True)
+                read = read * fade + (share.to(v.dtype) @ v[:, :, columns]).to(read.dtype)
+                top = higher
+            blind = sums == 0
+            out[:, :, rows] = (read / sums.masked_fill(blind, 1)).to(v.dtype)
+            total[:, :, rows] = (top + sums.log()).masked_fill(blind, torch.inf)  # exp(score - inf) is zero in the backward pass
+        ctx.save_for_backward(q, k, v, mask, out, total, *weights)
+        ctx.groups, ctx.side = tuple(replace(group, weights=()) for group in groups), side
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        q, k, v, mask, out, total, *weights = ctx.saved_tensors
+        given = iter(weights)
+        groups = [replace(group, weights=tuple(next(given) for _ in START[group.form])) for group in ctx.groups]
+        scale, precise = 1 / math.sqrt(q.shape[-1]), total.dtype
+        grad_q, grad_k, grad_v = (torch.zeros_like(x, dtype=precise) for x in (q, k, v))
+        grad_weights = [torch.zeros_like(w, dtype=precise) for w in weights]
+        delta = (grad.to(precise) * out.to(precise)).sum(-1, keepdim=True)
+        for rows in _tiles(q.shape[2], ctx.side):
+            for columns in _tiles(k.shape[2], ctx.side):
+                scores, made = _scores(q, k, mask, groups, rows, columns)
+                share = scores.sub_(total[:, :, rows]).exp_()
+                grad_v[:, :, columns] += share.to(v.dtype).transpose(2, 3) @ grad[:, :, rows]
+                slope = (grad[:, :, rows] @ v[:, :, columns].transpose(2, 3)).to(precise).sub_(delta[:, :, rows]).mul_(share)
+                grad_q[:, :, rows] += (slope.to(k.dtype) @ k[:, :, columns]).mul_(scale)
+                grad_k[:, :, columns] += (slope.to(q.dtype).transpose(2, 3) @ q[:, :, rows]).mul_(scale)
+                if any(ctx.needs_input_grad[7:]):
+                    parts = (
+                        part for group, (apart, e) in zip(groups, made, strict=True) for part in _weight_gradients(group, apart, e, slope)
+                    )
+                    for total_of, part in zip(grad_weights, parts, strict=True):
+                        total_of += part
+        cast = [x.to(like.dtype) for x, like in zip((grad_q, grad_k, grad_v, *grad_weights), (q, k, v, *weights), strict=True)]
+        return *cast[:3], None, None, None, None, *cast[3:]
+
+
+def _weight_gradients(group: Group, apart: Tensor, parts: list[Tensor], slope: Tensor) -> list[Tensor]:
+    """Gradients [H,F] of the weights a, b, c, from `slope` [R,H,n,m], the gradient of the logits.
+
+    d/da_f = sum slope e_f;  d/db_f = -a_f sum slope e_f u,  u = d^2, d or (d - c_f)^2;  d/dc_f = 2 a_f b_f sum slope e_f (d - c_f)
+    """
+    if apart.shape[0] < slope.shape[0]:
+        slope = slope.sum(0, keepdim=True)  # the rows share their points, hence the bases
+    a = group.weights[0]
+    if group.form == "scalar":
+        return [_dot(slope, apart.expand_as(slope)).unsqueeze(1)]
+    first = torch.stack([_dot(slope, part) for part in parts], 1)
+    if group.form != "tisa":
+        slope = slope * apart
+        return [first, -a * torch.stack([_dot(slope, part) for part in parts], 1)]
+    _, b, c = group.weights
+    away = [apart - each for each in _by_head(c)]
+    once = torch.stack([_dot(slope * part, x) for part, x in zip(parts, away, strict=True)], 1)
+    twice = torch.stack([_dot(slope * part, x.square()) for part, x in zip(parts, away, strict=True)], 1)
+    return [first, -a * twice, 2 * a * b * once]
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    """Sum of x y over all but the heads, [R,H,n,m] twice -> [H]."""
+    return (x.flatten(2).unsqueeze(2) @ y.flatten(2).unsqueeze(3)).flatten(1).sum(0)
+
+
+def _tiles(length: int, side: int) -> Iterator[slice]:
+    for start in range(0, length, side):
+        yield slice(start, min(start + side, length))
+
+
+# ---- flex
+
+
+def flex_obstacle(q: Tensor, k: Tensor, v: Tensor, groups: Sequence[Group]) -> str | None:
+    """Why FlexAttention cannot answer this call; None where it can.
+
+    It must not need gradients (the CPU kernel has none, and those of bias weights are slow elsewhere) nor double precision, and must
+    compile on this machine for these rows, heads, widths and groups. That is tried once for each, with a few points, and takes some ten
+    seconds; a failure is logged.
+    """
+    inputs = [q, k, v, *[w for group in groups for w in group.weights]]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        return "gradients are needed"
+    if q.dtype == torch.float64:
+        return "double precision"
+    kinds = tuple((g.form, g.metric, g.period, g.query.shape[-1], g.weights[0].shape[-1]) for g in groups)
+    return _flex_failure(q.device, q.dtype, (*q.shape[:2], q.shape[-1], v.shape[-1]), kinds)
+
+
+@cache
+def _flex_failure(
+    device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...], kinds: tuple[tuple[Form, Metric, float | None, int, int], ...]
+) -> str | None:
+    rows, heads, width, value_width = sizes
+    keys = 2 * _FLEX_ROWS
+
+    def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    groups = []
+    for form, metric, period, space, count in kinds:
+        weights = tuple(zeros(heads, count) for _ in START[form])
+        groups.append(Group(zeros(1, 1, space), zeros(1, keys, space), weights, form, metric, period))
+    q, k, v = (zeros(rows, heads, n, e, dtype=dtype) for n, e in ((1, width), (keys, width), (keys, value_width)))
+    try:
+        _flex(q, k, v, None, groups, None)
+    except Exception as error:  # whatever a compiler says, or that there is none
+        log.warning("compiled attention is not available on %s, the slower tiled one answers: %s", device, str(error).split("\n")[0])
+        return f"it does not compile on {device}"
+    return None
+
+
+@cache
+def _compiled() -> Any:
+    return torch.compile(_flex_rows, dynamic=True)
+
+
+def _flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, groups: Sequence[Group], ghost: float | None) -> Tensor:
+    """One more key, the last, is the ghost, of value zero; without a ghost it is far below any logit, and keeps sums from being empty."""
+    r, h, m, _ = k.shape
+    q = q.detach()  # parameters are refused even where no gradient is kept
+    k, v = (torch.cat([x.detach(), x.new_zeros(r, h, 1, x.shape[-1])], 2) for x in (k, v))
+    seen = torch.ones(r, m + 1, device=k.device)
+    if mask is not None:
+        seen[:, :m] = mask.to(seen.dtype)
+    seen[:, m] = _GHOST
+    places = [torch.cat([g.key, g.key.new_zeros(len(g.key), 1, g.key.shape[-1])], 1).expand(r, -1, -1).contiguous() for g in groups]
+    weights = [tuple(w.detach() for w in g.weights) for g in groups]
+    plain = tuple((g.form, g.metric, g.period) for g in groups)
+    last = torch.tensor(_NOWHERE if ghost is None else ghost, dtype=torch.float32, device=k.device)
+    short = -q.shape[2] % _FLEX_ROWS  # all calls with the same number of queries: one compilation serves them
+    q, asked = F.pad(q, (0, 0, 0, short)), [F.pad(g.query, (0, 0, 0, short)).expand(r, -1, -1) for g in groups]
+    parts = []
+    for rows in _tiles(q.shape[2], _FLEX_ROWS):
+        with torch._dynamo.config.patch(specialize_float=True):  # the period is a constant of the kernel
+            at = [x[:, rows].contiguous() for x in asked]
+            parts.append(_compiled()(q[:, :, rows].contiguous(), k, v, seen, at, places, weights, plain, last))
+    return torch.cat(parts, 2)[:, :, : q.shape[2] - short]
+
+
+def _flex_rows(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    seen: Tensor,
+    asked: list[Tensor],
+    places: list[Tensor],
+    weights: list[tuple[Tensor, ...]],
+    plain: tuple[tuple[Form, Metric, float | None], ...],
+    last: Tensor,
+) -> Tensor:
+    """What is compiled: groups taken apart into tensors and `plain` words."""
+
+    def logit(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        visible = seen[row, key] == 1
+        for at, of, weight, (form, metric, period) in zip(asked, places, weights, plain, strict=True):
+            group = Group(at, of, weight, form, metric, period)
+            axes = range(at.shape[-1])
+            apart = separation(group, [at[row, query, d] for d in axes], [of[row, key, d] for d in axes])
+            visible = visible & (apart.abs() < torch.inf)
+            for f in range(weight[0].shape[1]):
+                score = score + weight[0][head, f] * _basis(form, apart, *[w[head, f] for w in weight[1:]])
+        return torch.where(seen[row, key] == _GHOST, last, torch.where(visible, score, -torch.inf))
+
+    out = flex_attention(q, k, v, score_mod=logit)
+    assert isinstance(out, Tensor)
+    return out
