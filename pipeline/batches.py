@@ -4,13 +4,13 @@ A *window* is `context_frames` consecutive frames that end at its frame, and lea
 inside one trajectory and one split as a whole. An evaluation case may look back into the gap or an earlier split, since the past
 is known when a forecast is made; its answers never leave their split.
 
-Context: what moving sensors and fixed sensors of role 0 reported. Held-out sensors are never in it.
+Context: what moving sensors and fixed sensors of role 0 reported. Held-out sensors and observations are never in it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from models.contract import DatasetInfo, FieldBatch, Frames
 from pipeline.params import Section
-from pipeline.sensors import CONTEXT, HELD_TEST, HELD_VALIDATION, SPLITS, SensorDataset
+from pipeline.sensors import ASKED, CONTEXT, HELD_TEST, HELD_VALIDATION, SEEN, SEEN_AND_ASKED, SPLITS, SensorDataset
 
 QUERY_COVARIATES = ("hour_sin", "hour_cos", "doy_sin", "doy_cos")
 CONTEXT_SENSOR, HELD_SENSOR, GRID_POINT = 0, 1, 2
@@ -32,18 +32,30 @@ class Windows(Section):
     """How training windows are drawn; part of the params of train and baselines."""
 
     context_frames: int = Field(default=1, ge=1)
-    max_lead: int = Field(ge=0)  # frames; leads are drawn from 0..max_lead
+    max_lead: int = Field(ge=0)  # frames; leads are drawn from min_lead..max_lead
+    min_lead: int = Field(default=0, le=0)  # frames; negative: questions about the frames of the context before the last one
     batch: int = Field(ge=1)
     query_frames: int = Field(default=1, ge=1)  # leads a sample is asked for
-    query_points: int | None = Field(default=None, ge=1)  # points drawn from the dense truth; None: what the sensors reported
+    query_points: int | None = Field(default=None, ge=1)  # points drawn from the dense truth, or of a frame; None: what was reported
     drop: float = Field(default=0.0, ge=0, lt=1)  # share of context observations hidden at random
     hide: int = Field(default=0, ge=0)  # up to so many whole fixed sensors hidden from the context, and asked for
+    context_points: tuple[int, int] | None = None  # [least, most) random points of each frame are the context, the rest can be asked
+    context_noise: float = Field(default=0.0, ge=0)  # standard deviation, in model units, of what is added to context values
     trajectories: int | None = Field(default=None, ge=1)  # distinct trajectories in a batch, each with batch / trajectories windows
 
     @model_validator(mode="after")
     def _whole_groups(self) -> Windows:
         if self.trajectories and self.batch % self.trajectories:
             raise ValueError(f"batch {self.batch} is not a multiple of trajectories {self.trajectories}")
+        if self.min_lead <= -self.context_frames:
+            first = 1 - self.context_frames
+            raise ValueError(f"min_lead is {self.min_lead}, but a window of {self.context_frames} frames begins at {first}")
+        if self.context_points is not None:
+            low, high = self.context_points
+            if not 0 <= low < high:
+                raise ValueError(f"context_points must be [least, most) with 0 <= least < most, found {[low, high]}")
+            if self.drop or self.hide:
+                raise ValueError("context_points already hides all other points: leave out drop and hide")
         return self
 
 
@@ -52,14 +64,17 @@ class TrainingBatches:
 
     Questions: the role-0 fixed sensors; or, with `query_points`, that many grid points of the dense truth, the same for the whole
     batch; or, where all context sensors move, what they reported. Windows of one trajectory lie side by side in the batch.
+    With `context_points` and no dense truth: of each frame the points that are not in the context, at most `query_points` of them.
     """
 
     def __init__(self, dataset: SensorDataset, windows: Windows, seed: int, split: str = "train") -> None:
         self.windows, self.seed = windows, seed
         self._rows = _Rows(dataset)
-        if windows.query_points is not None and not dataset.has_truth:
+        if windows.context_points is not None and dataset.info.n_sensors:
+            raise ValueError(f"context_points is for moving sensors, {dataset.info.name} has {dataset.info.n_sensors} fixed ones: use hide")
+        if windows.query_points is not None and not dataset.has_truth and windows.context_points is None:
             raise ValueError(f"query_points is {windows.query_points}, but {dataset.info.name} has no dense truth: leave it out")
-        if windows.query_points is not None and windows.query_points > len(dataset["truth/position"]):
+        if windows.query_points is not None and dataset.has_truth and windows.query_points > len(dataset["truth/position"]):
             raise ValueError(f"query_points is {windows.query_points}, but the truth has only {len(dataset['truth/position'])} points")
         if windows.hide and windows.hide >= len(self._rows.context_sensors):
             raise ValueError(f"hide is {windows.hide}, but {dataset.info.name} has {len(self._rows.context_sensors)} fixed context sensors")
@@ -80,12 +95,26 @@ class TrainingBatches:
         else:
             chosen = rng.integers(0, len(self._anchors), w.batch)
         frame = self._anchors[chosen]
-        leads = rng.permuted(np.broadcast_to(np.arange(w.max_lead + 1), (w.batch, w.max_lead + 1)), axis=1)[:, : w.query_frames]
-        if w.query_frames > w.max_lead + 1:  # more questions than leads: repeat some
-            leads = rng.integers(0, w.max_lead + 1, (w.batch, w.query_frames))
-        hidden = self._hidden(rng)
-        context = self._rows.context(frame, w.context_frames, hidden, w.drop, rng)
-        return FieldBatch(context, self._query(frame[:, None] + np.sort(leads, axis=1), rng))
+        every = np.arange(w.min_lead, w.max_lead + 1)
+        leads = rng.permuted(np.broadcast_to(every, (w.batch, len(every))), axis=1)[:, : w.query_frames]
+        if w.query_frames > len(every):  # more questions than leads: repeat some
+            leads = rng.integers(w.min_lead, w.max_lead + 1, (w.batch, w.query_frames))
+        asked = frame[:, None] + np.sort(leads, axis=1)
+        if w.context_points is not None:
+            seen = frame[:, None] + np.arange(1 - w.context_frames, 1)
+            context, rows = self._rows.some(seen, rng.integers(*w.context_points, seen.shape), rng)
+            if self._rows.dataset.has_truth:
+                return FieldBatch(self._noisy(context, rng), self._query(asked, rng))
+            most = np.full(asked.shape, w.query_points or np.iinfo(np.int64).max)
+            return FieldBatch(self._noisy(context, rng), self._rows.some(asked, most, rng, without=rows)[0])
+        context = self._rows.context(frame, w.context_frames, self._hidden(rng), w.drop, rng)
+        return FieldBatch(self._noisy(context, rng), self._query(asked, rng))
+
+    def _noisy(self, context: Frames, rng: np.random.Generator) -> Frames:
+        if not self.windows.context_noise or context.value is None:
+            return context
+        noise = self.windows.context_noise * torch.from_numpy(rng.standard_normal(context.value.shape, np.float32))
+        return replace(context, value=context.value + noise * context.mask[..., None])
 
     def _hidden(self, rng: np.random.Generator) -> np.ndarray | None:
         """[B,K] True where a fixed sensor is hidden for the whole window."""
@@ -114,34 +143,31 @@ class CaseBatch:
     batch: FieldBatch  # query.value is the truth in model units, mask False where it is unknown
     index: np.ndarray  # [B] number of the case in the dataset
     block: np.ndarray  # [B] bootstrap block
-    kind: np.ndarray  # [B,Q] int8: 0 context sensor, 1 held-out sensor, 2 grid point
-    distance: np.ndarray  # [B,Q] to the nearest context observation of the last context frame, info.position_unit; inf where there is none
-    leads: tuple[int, ...]  # [S] frames
+    kind: np.ndarray  # [B,S,Q] int8: 0 context sensor, 1 held-out sensor or observation, 2 grid point
+    # [B,S,Q] to the nearest observation of the last context frame, or of the frame asked for where the lead is negative; in
+    # info.position_unit, inf where there is none
+    distance: np.ndarray
+    leads: tuple[int, ...]  # [S] frames; -3 is three frames before the last context frame
 
 
 def cases(
     dataset: SensorDataset, split: str, context_frames: int, leads: Sequence[int], batch: int, limit: int | None = None
 ) -> Iterator[CaseBatch]:
     """The frozen cases of a split in the order stored, or `limit` of them evenly spread. The questions are the same for every model:
-    all points of the dense truth where there is one, else the context sensors and the sensors held out for this split. Leads that end
-    outside the trajectory or the split are masked out."""
-    if not leads or min(leads) < 0:
-        raise ValueError(f"leads must be frames >= 0 and at least one, found {list(leads)}")
+    all points of the dense truth where there is one, else the observations to be asked, else the context sensors and the sensors held out
+    for this split. Leads that end outside the trajectory or the split are masked out."""
+    if not leads or min(leads) <= -context_frames:
+        raise ValueError(f"leads must lie after {-context_frames}, where the context begins, and be at least one, found {list(leads)}")
     rows = _Rows(dataset)
     number = np.flatnonzero(np.asarray(dataset["cases/split"]) == SPLITS[split])
     if not len(number):
         raise ValueError(f"{dataset.info.name} has no {split} case: subsample made none; lower its `stride` or enlarge the split")
-    if not dataset.has_truth and not rows.n_sensors:
-        raise ValueError(f"{dataset.info.name} has neither dense truth nor a fixed sensor: there is nothing to score against")
+    if not dataset.has_truth and not rows.n_sensors and "obs/role" not in dataset:
+        raise ValueError(f"{dataset.info.name} has no dense truth, observation to ask or fixed sensor: there is nothing to score against")
     if limit is not None and limit < len(number):
         number = number[np.linspace(0, len(number) - 1, limit).round().astype(int)]
     role = np.asarray(dataset["sensor/role"]) if rows.n_sensors else np.zeros(0, int)
     asked = np.flatnonzero((role == CONTEXT) | (role == HELD_OUT_FOR[split]))
-    kind = (
-        np.full(len(dataset["truth/position"]), GRID_POINT)
-        if dataset.has_truth
-        else np.where(role[asked] == CONTEXT, CONTEXT_SENSOR, HELD_SENSOR)
-    )
     for start in range(0, len(number), batch):
         index = number[start : start + batch]
         frame = np.asarray(dataset["cases/frame"])[index]
@@ -150,13 +176,24 @@ def cases(
         known = (target == inside) & (dataset.trajectory_of(inside) == dataset.trajectory_of(frame)[:, None])
         known &= np.asarray(dataset["frame/split"])[inside] == SPLITS[split]
         context = rows.context(frame, context_frames)
-        query = rows.truth(target, known, None, frame) if dataset.has_truth else rows.fixed(target, known, asked, frame)
+        if dataset.has_truth:
+            query = rows.truth(target, known, None, frame)
+            kind = np.full(query.mask.shape[-1], GRID_POINT)
+        elif "obs/role" in dataset:
+            query, kind = rows.asked(target, known, frame)
+        else:
+            query = rows.fixed(target, known, asked, frame)
+            kind = np.where(role[asked] == CONTEXT, CONTEXT_SENSOR, HELD_SENSOR)
+        # Only single observations are asked at other places from lead to lead, and only negative leads look at other frames.
+        differ = min(leads) < 0 or ("obs/role" in dataset and not dataset.has_truth)
+        places = zip(query.position.transpose(0, 1) if differ else query.position[None, :, 0], leads, strict=False)
+        far = np.stack([distance(dataset.info, context, position, min(lead, 0) - 1) for position, lead in places], axis=1)
         yield CaseBatch(
             batch=FieldBatch(context, query),
             index=index,
             block=np.asarray(dataset["cases/block"])[index],
-            kind=np.broadcast_to(kind.astype(np.int8), (len(index), len(kind))),
-            distance=distance(dataset.info, context, query.position[:, 0]),
+            kind=np.broadcast_to(kind.astype(np.int8), query.mask.shape),
+            distance=np.broadcast_to(far, query.mask.shape),
             leads=tuple(leads),
         )
 
@@ -197,11 +234,11 @@ def anchors(dataset: SensorDataset, split: str, context_frames: int, max_lead: i
     return frame[inside[frame] & (stretch[frame - context_frames + 1] == stretch[frame + max_lead])]
 
 
-def distance(info: DatasetInfo, context: Frames, position: Tensor) -> np.ndarray:
-    """Distance [B,Q] from model positions [B,Q,D] to the nearest observation of the last context frame, in info.position_unit."""
+def distance(info: DatasetInfo, context: Frames, position: Tensor, frame: int = -1) -> np.ndarray:
+    """Distance [B,Q] from model positions [B,Q,D] to the nearest observation of one context frame, the last, in info.position_unit."""
     out = np.full(position.shape[:2], np.inf)
-    for b, (seen, asked) in enumerate(zip(context.position[:, -1], position, strict=True)):
-        near = seen[context.mask[b, -1]].double().numpy()
+    for b, (seen, asked) in enumerate(zip(context.position[:, frame], position, strict=True)):
+        near = seen[context.mask[b, frame]].double().numpy()
         if len(near):
             wrap = (lambda p: np.mod(p + 1.0, 2.0)) if info.period else (lambda p: p)
             out[b] = cKDTree(wrap(near), boxsize=info.period).query(wrap(asked.double().numpy()))[0]
@@ -221,9 +258,12 @@ class _Rows:
         self.context_sensors = np.flatnonzero(role == CONTEXT)
         self._visible: np.ndarray | None = None  # row numbers a model may see, None: all
         self._visible_start = self._start
-        if (role != CONTEXT).any():
+        of_row = np.asarray(dataset["obs/role"][...]) if "obs/role" in dataset else np.zeros(0, np.int8)
+        if (role != CONTEXT).any() or (of_row == ASKED).any():
             sensor = np.asarray(dataset["obs/sensor"][...])
-            seen = (sensor < 0) | (role[sensor] == CONTEXT)
+            seen = (sensor < 0) | (np.append(role, CONTEXT)[sensor] == CONTEXT)
+            if len(of_row):
+                seen &= of_row != ASKED
             self._visible = np.flatnonzero(seen)
             self._visible_start = np.concatenate([[0], np.cumsum(seen)])[self._start]
 
@@ -253,6 +293,38 @@ class _Rows:
         if drop and rng is not None:
             mask = mask & (rng.random(mask.shape) >= drop)
         return self._frames(row, mask, sensor, self.time(frames, anchor), context=True)
+
+    def some(
+        self, frames: np.ndarray, most: np.ndarray, rng: np.random.Generator, without: np.ndarray | None = None
+    ) -> tuple[Frames, np.ndarray]:
+        """At most `most` [B,S] of what is visible in frames [B,S], at random and in random order, with their answers; and the rows [B,n]
+        they are. Rows that `without` [B,n] has for the same sample are left out."""
+        row, mask = _spread(self._visible_start, frames, np.ones(frames.shape, bool))
+        if self._visible is not None:
+            row = self._visible[row] if len(self._visible) else row
+        if without is not None:
+            sample = len(self.dataset["obs/sensor"]) * np.arange(len(frames))  # two samples may share a frame
+            mask &= ~np.isin(row + sample[:, None, None], (without + sample[:, None])[without >= 0])
+        order = np.where(mask, rng.random(mask.shape), 2.0).argsort(axis=-1)[..., : max(1, int(most.max()))]
+        row, mask = np.take_along_axis(row, order, -1), np.take_along_axis(mask, order, -1)
+        mask &= np.arange(mask.shape[-1]) < most[..., None]
+        width = max(1, int(mask.sum(axis=-1).max()))
+        row, mask = row[..., :width], mask[..., :width]
+        taken = np.where(mask, row, -1).reshape(len(frames), -1)
+        sensor = np.full(mask.shape, -1, np.int64)
+        return self._frames(row, mask, sensor, self._time[frames], context=without is None), taken
+
+    def asked(self, frames: np.ndarray, known: np.ndarray, anchor: np.ndarray) -> tuple[Frames, np.ndarray]:
+        """The observations to be asked in frames [B,S], and their kind [B,S,Q]; `known` [B,S] False hides all."""
+        row, mask = _spread(self._start, np.clip(frames, 0, self.dataset.n_frames - 1), known)
+        role = _take(self.dataset["obs/role"], row, mask)
+        order = np.argsort(~(mask & (role != SEEN)), axis=-1, kind="stable")
+        row, role, mask = (np.take_along_axis(array, order, -1) for array in (row, role, mask & (role != SEEN)))
+        width = max(1, int(mask.sum(axis=-1).max()))
+        row, role, mask = row[..., :width], role[..., :width], mask[..., :width]
+        sensor = _take(self.dataset["obs/sensor"], row, mask).astype(np.int64)
+        kind = np.where(role == SEEN_AND_ASKED, CONTEXT_SENSOR, HELD_SENSOR)
+        return self._frames(row, mask, sensor, self.time(frames, anchor), context=False), kind
 
     def reported(self, frames: np.ndarray) -> Frames:
         """Everything visible in frames [B,S], as questions with their answers."""

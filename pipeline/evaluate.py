@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,12 @@ import torch
 from pydantic import Field, field_validator
 
 from models.contract import DatasetInfo, FieldPrediction, Frames, Predictor
-from pipeline import atomic, device, predict, runs, scores
+from pipeline import atomic, device, lexicon, oracle, predict, runs, scores
 from pipeline import sensors as sensor_data
 from pipeline.batches import CONTEXT_SENSOR, GRID_POINT, HELD_SENSOR, CaseBatch, cases
 from pipeline.bootstrap import Bootstrap
 from pipeline.metrics import POINT_STATISTICS, SAMPLE_STATISTICS, STATISTICS, Outcome
+from pipeline.oracle import Oracle
 from pipeline.params import Section
 from pipeline.sensors import SensorDataset
 
@@ -43,23 +44,31 @@ _EXAMPLE = {
     "model": "str", "case": "int64", "time": "float64", "lead": "float64", "point": "int32", "sensor": "int32", "kind": "int8",
     "x": "float32", "y": "float32", "variable": "str", "truth": "float32", "mean": "float32", "low": "float32", "high": "float32",
 }  # fmt: skip
-_SHOWN = ("rmse", "mae", "crps", "rel_mse", "rel_l2", "coverage_90")
+_SHOWN = ("rmse", "mae", "crps", "nll", "rel_mse", "rel_l2", "coverage_90")
 
 
 class Params(Section):
-    leads: tuple[int, ...] = Field(min_length=1)  # frames
+    leads: tuple[int, ...] = Field(min_length=1)  # frames; -3 is three frames before the last one of the context
     batch: int = Field(ge=1)  # cases at once
     cases: int | None = Field(default=None, ge=1)  # so many of the frozen cases, evenly spread; None is all
     distance_edges: tuple[float, ...] = ()  # inner edges of the distance bins, in the dataset's position unit
     examples: int = Field(default=2, ge=0)  # cases whose predictions are kept for pictures
     bootstrap: Bootstrap = Bootstrap()
+    trained_on: str | None = None  # the dataset that runs were trained on, where it is another one of the same kind
 
     @field_validator("leads", "distance_edges")
     @classmethod
     def _rising(cls, numbers: tuple[float, ...]) -> tuple[float, ...]:
-        if list(numbers) != sorted(set(numbers)) or (numbers and numbers[0] < 0):
-            raise ValueError("must increase strictly and not be negative")
+        if list(numbers) != sorted(set(numbers)):
+            raise ValueError("must increase strictly")
         return numbers
+
+    @field_validator("distance_edges")
+    @classmethod
+    def _not_negative(cls, edges: tuple[float, ...]) -> tuple[float, ...]:
+        if edges and edges[0] < 0:
+            raise ValueError("must not be negative")
+        return edges
 
 
 SECTION_KEYS = 1  # the models of a dataset are scored alike
@@ -76,9 +85,10 @@ def run(params: Params, key: str, model: str, *, sensors: Path, run: Path, out: 
     if not folders:
         raise ValueError(f"{run} holds no run folder: fit the baselines or train the model first")
     baselines = model == BASELINES
+    known = replace(dataset.info, name=params.trained_on or dataset.info.name)
     tables, examples = [], []
     for folder in folders:
-        loaded = runs.load(folder, dataset.info, device.name())
+        loaded = runs.load(folder, known, device.name())
         name = folder.name if baselines else model
         what = {
             "role": "baseline" if baselines else "model",
@@ -91,7 +101,13 @@ def run(params: Params, key: str, model: str, *, sensors: Path, run: Path, out: 
         table, kept = score(dataset, loaded.predictor, loaded.context_frames, name, what, params, device.name())
         tables.append(table)
         examples.append(kept)
-        log.info("scored %s on %d cases of %s", name, table.about["cases"]["count"], key)
+        log.info("scored %s on %d cases of %s: %s", name, table.about["cases"]["count"], key, overall(table))
+    truth = oracle.of_dataset(dataset) if baselines else None
+    if truth is not None:  # the floor, beside the baselines and with as much context
+        what = {"role": "baseline", "kind": "oracle", "tasks": sorted(truth.tasks), "context_frames": loaded.context_frames}
+        table, kept = score(dataset, truth, loaded.context_frames, "oracle", what, params)
+        tables.append(table)
+        examples.append(kept)
     table = scores.merge(tables)
     with atomic.writing(out) as made:
         scores.write(made, table)
@@ -102,7 +118,7 @@ def run(params: Params, key: str, model: str, *, sensors: Path, run: Path, out: 
 
 def score(
     dataset: SensorDataset,
-    predictor: Predictor,
+    predictor: Predictor | Oracle,
     context_frames: int,
     name: str,
     what: Mapping[str, Any],
@@ -124,7 +140,7 @@ def score(
     for part in cases(dataset, SPLIT, context_frames, params.leads, params.batch, params.cases):
         strata = sums.strata(part, info.half_extent)
         _update(digest, part, strata)
-        answer = _predict(predictor, part, able, device, info)
+        answer = _predict(predictor.of(part) if isinstance(predictor, Oracle) else predictor, part, able, device, info)
         problem = _not_finite(answer, part, able)
         if problem:
             raise ValueError(f"{name} on {info.name}: {problem}")
@@ -165,7 +181,7 @@ class Sums:
         return len(self.edges) + 1
 
     def strata(self, part: CaseBatch, half_extent: float) -> tuple[np.ndarray, np.ndarray]:
-        """Stratum (index into STRATA, never `field`) and distance bin of every query, both [B,Q]."""
+        """Stratum (index into STRATA, never `field`) and distance bin of every query, both [B,S,Q]."""
         at_sensor = part.distance <= _AT_SENSOR * half_extent
         stratum = np.where(part.kind == HELD_SENSOR, 1, np.where((part.kind == CONTEXT_SENSOR) | at_sensor, 0, 2))
         return stratum, np.digitize(part.distance, self.edges)
@@ -181,10 +197,10 @@ class Sums:
     ) -> str:
         """Add a batch of cases with the predictions of the frames `able` [S]; returns what form of uncertainty these have."""
         query, (stratum, bins) = part.batch.query, strata
-        b, s, q = at = np.nonzero(query.mask.numpy() & able[None, :, None])
+        b, s, _ = at = np.nonzero(query.mask.numpy() & able[None, :, None])
         outcome = _outcome(query, answer, at, (np.cumsum(able) - 1)[s], levels, info)
         shape = (len(part.index), len(self.leads), 3, self.bins)
-        cell = np.ravel_multi_index((b, s, stratum[b, q], bins[b, q]), shape)
+        cell = np.ravel_multi_index((b, s, stratum[at], bins[at]), shape)
         size = int(np.prod(shape))
         count = np.bincount(cell, minlength=size).reshape(shape)
         sample = np.zeros((*shape, self.variables, len(STATISTICS)))
@@ -244,6 +260,13 @@ def headline(table: scores.Table) -> dict[str, Any]:
     return out
 
 
+def overall(table: scores.Table) -> str:
+    """The mean squared error by stratum and variable over all leads at once, in words."""
+    rows = table.blocks[table.blocks["distance"] == "all"]
+    sums = rows.groupby(["stratum", "variable"], sort=False, as_index=False)[["squared", "n"]].sum().to_dict("records")
+    return ", ".join(f"MSE {row['squared'] / row['n']:.4g} ({row['variable']}, {row['stratum']})" for row in sums)
+
+
 def by_lead(table: scores.Table) -> pd.DataFrame:
     """Scores by lead, one column a metric: lead, model, variable, stratum, n, ..."""
     rows = table.select(distance="all")
@@ -297,6 +320,7 @@ def _outcome(
     def points(tensor: torch.Tensor) -> np.ndarray:
         return tensor.numpy()[b, row, q].astype(np.float64)
 
+    shares = all(name in lexicon.VARIABLES and lexicon.VARIABLES[name].share for name in info.variables)
     return Outcome(
         truth=_physical(query.value.numpy()[at], info),
         mean=points(answer.mean),
@@ -304,6 +328,8 @@ def _outcome(
         quantiles=None if answer.quantiles is None else points(answer.quantiles),
         samples=None if answer.samples is None else answer.samples.numpy()[:, b, row, q].astype(np.float64),
         levels=levels,
+        std=np.asarray(info.std),
+        shares=shares,
     )
 
 
@@ -330,6 +356,8 @@ def _example(
     outcome = _outcome(one, alone, at, at[1], levels, info)
     _, s, q = at
     position = one.position.numpy()[at].astype(np.float64) * info.half_extent + np.asarray(info.centre)
+    if position.shape[1] == 1:  # a picture needs two axes
+        position = np.pad(position, ((0, 0), (0, 1)))
     low, high = outcome.quantile(0.05), outcome.quantile(0.95)
     unknown = ~one.mask.numpy()[at]
     parts = [
@@ -341,7 +369,7 @@ def _example(
                 "lead": np.asarray(part.leads)[able][s] * info.step,
                 "point": q,
                 "sensor": -1 if query.sensor is None else query.sensor.numpy()[b][able][s, q],
-                "kind": part.kind[b, q],
+                "kind": part.kind[b][able][s, q],
                 "x": position[:, 0],
                 "y": position[:, 1],
                 "variable": name,

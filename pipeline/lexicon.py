@@ -13,6 +13,7 @@ class Variable:
     standard_name: str | None  # CF table 93; None where CF has no name (dimensionless simulations)
     fail: tuple[float | None, float | None]  # outside: physically impossible or outside the sensor's range (QARTOD 4)
     suspect: tuple[float | None, float | None]  # outside: rare (QARTOD 3)
+    share: bool = False  # of variables that are shares of one whole: a mean is a probability, and together they make 1
 
 
 _PARTICLES = "mass_concentration_of_{}_ambient_aerosol_particles_in_air"
@@ -40,6 +41,10 @@ VARIABLES = {
         Variable("tp", "precipitation", "m", "lwe_thickness_of_precipitation_amount", (-1e-6, 0.5), (0, 0.15)),
         Variable("ssr", "net solar radiation", "W m-2", "surface_net_downward_shortwave_flux", (-1, 1500), (0, 1250)),
         Variable("vorticity", "vorticity", "1", None, (None, None), (None, None)),
+        Variable("curve_x", "first coordinate of a curve", "1", None, (None, None), (None, None)),
+        Variable("curve_y", "second coordinate of a curve", "1", None, (None, None), (None, None)),
+        Variable("signal", "random signal", "1", None, (None, None), (None, None)),
+        *(Variable(name, f"{name} (share)", "1", None, (0, 1), (0, 1), share=True) for name in ("susceptible", "infected", "recovered")),
     )
 }
 

@@ -5,6 +5,7 @@ a sample statistic is a function of its point sums (so a ratio per frame is poss
 a metric is a function of those sums. To add one: write its class, add a line to METRICS.
 
 CRPS of a prediction that is a mean alone is its absolute error: score tables say which predictors that concerns (`distribution`).
+NLL is in model units, where values are standardised, so that it does not depend on the unit of a variable.
 CRPS of quantiles is twice the pinball loss integrated over the levels by midpoints: the tails beyond the outer levels are approximate.
 """
 
@@ -32,6 +33,8 @@ class Outcome:
     quantiles: np.ndarray | None = None  # [P,C,K]
     samples: np.ndarray | None = None  # [E,P,C]
     levels: tuple[float, ...] = ()  # K
+    std: np.ndarray | float = 1.0  # [C] by which values are standardised
+    shares: bool = False  # the variables are shares of one whole, their means probabilities
 
     @property
     def distribution(self) -> str:
@@ -57,6 +60,17 @@ class Outcome:
         below, above = self.levels[right - 1], self.levels[right]
         share = (level - below) / (above - below)
         return (1 - share) * self.quantiles[..., right - 1] + share * self.quantiles[..., right]
+
+    def nll(self) -> np.ndarray | None:
+        """Negative log-likelihood [P,C] in model units of a Gaussian, whose scale counts as at least a thousandth of the standard deviation
+        (an exact interpolation would be infinitely good or bad). Of means that are probabilities, the part of each variable in the
+        cross-entropy, which is the sum over the variables; a probability counts as at least a millionth."""
+        if self.scale is not None:
+            scale = np.maximum(self.scale / self.std, 1e-3)
+            return 0.5 * np.log(2 * np.pi) + np.log(scale) + 0.5 * (self.error / self.std / scale) ** 2
+        if self.shares and self.distribution == "mean only":
+            return -self.truth * np.log(np.clip(self.mean, 1e-6, 1.0))
+        return None
 
     def crps(self) -> np.ndarray:
         if self.scale is not None:
@@ -218,6 +232,18 @@ class Crps(Metric):
         return sums["crps"] / sums["n"]
 
 
+class Nll(Metric):
+    """Mean negative log-likelihood in model units, see Outcome.nll."""
+
+    name, title, unit = "nll", "NLL", "1"
+
+    def points(self) -> Mapping[str, PointStatistic]:
+        return {"nll": Outcome.nll}
+
+    def value(self, sums: Sums) -> np.ndarray:
+        return sums["nll"] / sums["n"]
+
+
 class Coverage(Metric):
     """Share of truths inside the central interval, ends included."""
 
@@ -279,6 +305,7 @@ METRICS: dict[str, Metric] = {
         RelMse(),
         RelL2(),
         Crps(),
+        Nll(),
         Coverage(90),
         Coverage(50),
         Width(),

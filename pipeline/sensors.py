@@ -3,12 +3,14 @@
     obs/position (O,D)   obs/value (O,C)   obs/covariate (O,F)   obs/sensor (O,) index of a fixed sensor, -1 for a moving one
     frame/obs_start (M+1,)   frame/time (M,) in `info.time_unit`   frame/split (M,) 0 train 1 validation 2 test -1 gap
     trajectory/frame_start (R+1,)
+    obs/role (O,) 0 seen 1 asked 2 both      [where single observations are held out for scoring]
+    trajectory/parameter (R,K)               [what a simulation drew for each trajectory; names in `recipe`]
     sensor/position (K,D)   sensor/role (K,) 0 context 1 validation 2 test   [fixed sensors only]
     truth/value (M,P,C)   truth/position (P,D)   [dense truth on P points, where it exists; truth/shape gives the grid (y, x)]
     cases/frame (J,) last context frame of each frozen evaluation case   cases/split (J,) 1 | 2   cases/block (J,) bootstrap block
 
-Rows are sorted by frame, so a window of consecutive frames is one slice. Observations are those a model may see as context plus, for
-fixed sensors of role 1 and 2, those held out for scoring. Only valid observations are stored: absent means missing.
+Rows are sorted by frame, so a window of consecutive frames is one slice. Observations are those a model may see as context plus those
+held out for scoring: of fixed sensors of role 1 and 2, and of `obs/role` 1. Only valid observations are stored: absent means missing.
 Values, positions are physical (`info` says how to scale them); a moving sensor's role is always context.
 Group attributes: `info` (models.contract.DatasetInfo as JSON), `recipe` (params of subsample), `inputs` (hashes).
 """
@@ -30,6 +32,7 @@ from models.contract import DatasetInfo
 TRAIN, VALIDATION, TEST, GAP = 0, 1, 2, -1
 SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 CONTEXT, HELD_VALIDATION, HELD_TEST = 0, 1, 2
+SEEN, ASKED, SEEN_AND_ASKED = 0, 1, 2
 
 _REQUIRED = {
     "obs/position": "f4",
@@ -45,6 +48,8 @@ _REQUIRED = {
     "cases/block": "i4",
 }
 _OPTIONAL = {
+    "obs/role": "i1",
+    "trajectory/parameter": "f8",
     "sensor/position": "f4",
     "sensor/role": "i1",
     "truth/value": "f4",
@@ -53,7 +58,7 @@ _OPTIONAL = {
 }
 _KINDS = {**_REQUIRED, **_OPTIONAL}
 # Arrays that grow with the data stay lazy above this size; the rest always fits.
-_GROWING = ("obs/position", "obs/value", "obs/covariate", "obs/sensor", "truth/value")
+_GROWING = ("obs/position", "obs/value", "obs/covariate", "obs/sensor", "obs/role", "truth/value")
 _IN_MEMORY_BYTES = 1 << 30
 # Few files, and yet a frame of a lazy array is read without much else.
 _CHUNK_BYTES = 4 << 20
@@ -182,6 +187,10 @@ def check(dataset: SensorDataset) -> list[str]:
     }
     if dataset.has_truth:
         expected["truth/value"] = (n_frames, len(a["truth/position"]), len(info.variables))
+    if "obs/role" in a:
+        expected["obs/role"] = (n_obs,)
+    if "trajectory/parameter" in a:
+        expected["trajectory/parameter"] = (len(a["trajectory/frame_start"]) - 1, a["trajectory/parameter"].shape[1])
     for name, shape in expected.items():
         if tuple(a[name].shape) != shape:
             problems.append(f"{name} has shape {tuple(a[name].shape)}, expected {shape}")
@@ -215,6 +224,8 @@ def check(dataset: SensorDataset) -> list[str]:
         twice = len(fixed) - len(np.unique(frame * info.n_sensors + sensor[fixed]))
         if twice:
             problems.append(f"{twice} observations repeat a fixed sensor within a frame; average them")
+    if "obs/role" in a and n_obs and ((ends := _range(a["obs/role"]))[0] < SEEN or ends[1] > SEEN_AND_ASKED):
+        problems.append(f"obs/role must lie in {SEEN}..{SEEN_AND_ASKED}, found {ends[0]}..{ends[1]}")
     if not (np.asarray(a["frame/split"]) == TRAIN).any():
         problems.append("frame/split has no training frame")
     if len(a["cases/frame"]) and (a["cases/frame"].min() < 0 or a["cases/frame"].max() >= n_frames):

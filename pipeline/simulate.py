@@ -27,7 +27,12 @@ from rich.progress import track
 from pipeline import atomic, fields, trajectories, workers
 from pipeline.params import ParamsError, Section
 
-EQUATIONS = {"navier_stokes": "pipeline.navier_stokes"}
+EQUATIONS = {
+    "epidemic": "pipeline.epidemic",
+    "gaussian_process": "pipeline.gaussian_process",
+    "navier_stokes": "pipeline.navier_stokes",
+    "spirals": "pipeline.spirals",
+}
 
 
 class Simulation(Section):

@@ -1,15 +1,18 @@
 """Stage `subsample`: checked observations, or a field and a sensor layout, become one sensor dataset (pipeline/sensors.py).
 
 Observations are averaged in bins that end at a frame: the frame at 05:00 local time holds what was measured in (04:00, 05:00], so that at
-05:00 all of it is known. Fields are read in the pieces they are stored in, and their sensors drawn by a layout (pipeline/strategies.py).
-Standardisation knows only what context sensors reported in training frames.
+05:00 all of it is known. Fields are read in the pieces they are stored in, and their sensors drawn by a layout (pipeline/strategies.py),
+or their points are parted into context and questions (pipeline/tasks.py).
+Standardisation knows only what context sensors reported in training frames, where `scale` does not give its numbers.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +28,7 @@ from pipeline import atomic, fields, geometry, lexicon, observations, sensors, s
 from pipeline.batches import QUERY_COVARIATES
 from pipeline.params import Section
 from pipeline.strategies import FIXED, Layout
+from pipeline.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -49,21 +53,32 @@ class Network(Section):
     held_out: splits.HeldOut = splits.HeldOut()
 
 
+class Scale(Section):
+    """Numbers in place of measured ones, in physical units: for values that need no scaling, and for datasets that share a model."""
+
+    mean: tuple[float, ...] | None = None  # one a variable
+    std: tuple[float, ...] | None = None
+    centre: tuple[float, ...] | None = None  # one a coordinate
+    half_extent: float | None = Field(default=None, gt=0)
+
+
 class Subsample(Section):
     source: str
     variables: tuple[str, ...] = Field(min_length=1)
     seed: int = 0
     max_flag: int = Field(default=3, ge=1, le=4)  # worst aggregate QARTOD flag of a value, or of a frame of a field, that is used
     network: Network | None = None  # for a source of observations
-    layout: Layout | None = None  # for a source that is a field
+    layout: Layout | None = None  # for a source that is a field: its sensors
+    tasks: Tasks | None = None  # for a source that is a field: its points are context or asked
+    scale: Scale = Scale()
     split: splits.TimeBlocks | None = None  # None: trajectories are split by the role the source gives them
     cases: splits.Cases
     calendar: tuple[str, ...] = ("hour_sin", "hour_cos")  # query covariates; simulations have none
 
     @model_validator(mode="after")
     def _consistent(self) -> Subsample:
-        if (self.network is None) == (self.layout is None):
-            raise ValueError("give either `network` (a source of observations) or `layout` (a source that is a field)")
+        if sum(how is not None for how in (self.network, self.layout, self.tasks)) != 1:
+            raise ValueError("give either `network` (a source of observations), or `layout` or `tasks` (a source that is a field)")
         if self.network is not None and self.split is None:
             raise ValueError("observations need `split`: {validation, test, gap}")
         unknown = sorted(set(self.calendar) - set(QUERY_COVARIATES))
@@ -71,6 +86,10 @@ class Subsample(Section):
             raise ValueError(f"calendar: unknown {', '.join(unknown)}; known: {', '.join(QUERY_COVARIATES)}")
         for name in (*self.variables, *(self.network.covariates if self.network else ())):
             lexicon.lookup(name)
+        for name in ("mean", "std"):
+            given = getattr(self.scale, name)
+            if given is not None and len(given) != len(self.variables):
+                raise ValueError(f"scale.{name} must have one number for each of {', '.join(self.variables)}, found {list(given)}")
         return self
 
 
@@ -85,14 +104,17 @@ def run(params: Subsample, key: str, *, ingested: Path, checked: Path, out: Path
         writer = sensors.Writer(temporary)
         if params.network is not None:
             if fields.is_field(ingested):
-                raise ValueError(f"{ingested} holds a field: subsample.{key} needs `layout` in place of `network`")
+                raise ValueError(f"{ingested} holds a field: subsample.{key} needs `layout` or `tasks` in place of `network`")
             info = _from_observations(params, params.network, key, checked, writer)
             inputs = {"observations": tree_sha256(checked / "observations")}
-        elif params.layout is not None:
+        else:
             if not fields.is_field(ingested):
-                hint = f"run its stage first or, for observations, give subsample.{key} `network` in place of `layout`"
+                hint = f"run its stage first or, for observations, give subsample.{key} `network`"
                 raise ValueError(f"{ingested} holds no field.zarr: {hint}")
-            info = _from_field(params, params.layout, key, ingested, checked, writer)
+            field = fields.open_field(ingested)
+            if params.tasks is not None:
+                recipe |= _drawn(field)
+            info = _from_field(params, key, field, checked, writer)
             inputs = {"field.zarr": tree_sha256(ingested / "field.zarr"), "frames.parquet": sha256(checked / "frames.parquet")}
         dataset = writer.finish(info, recipe, inputs)
     split = np.asarray(dataset["frame/split"])
@@ -331,76 +353,163 @@ def _covariates(table: pd.DataFrame, network: Network, learn: np.ndarray, mixed:
 # Fields -------------------------------------------------------------------------------------------------------------------------------
 
 
-def _from_field(params: Subsample, layout: Layout, key: str, ingested: Path, checked: Path, writer: sensors.Writer) -> DatasetInfo:
-    field = fields.open_field(ingested)
+def _from_field(params: Subsample, key: str, field: xr.Dataset, checked: Path, writer: sensors.Writer) -> DatasetInfo:
     absent = [name for name in params.variables if name not in field]
     if absent:
-        raise ValueError(f"{ingested} has no variable {', '.join(absent)}; it has {', '.join(map(str, field.data_vars))}")
-    field = field[list(params.variables)]
+        raise ValueError(f"{params.source} has no variable {', '.join(absent)}; it has {', '.join(map(str, field.data_vars))}")
+    variables = field[list(params.variables)]
     trajectories, frames = field.sizes.get("trajectory", 1), field.sizes["time"]
     split = _field_split(params, key, field, trajectories, frames)
     unfit = _unfit(checked, trajectories * frames, params.max_flag)
-    place, scale = _grid(field)
-    torus = field.attrs["geometry"] == "torus"
-    shape = (field.sizes["y"], field.sizes["x"])
-    # The same sensors in every frame of the one trajectory are fixed sensors; another trajectory has others.
-    fixed = trajectories == 1 and layout.strategy in FIXED
-
-    counts = np.zeros(trajectories * frames, np.int64)
-    n, mean, spread = 0, np.zeros(len(params.variables)), np.zeros(len(params.variables))
-    points = np.zeros((0, 0), np.int64)
-    owner = -1
-    for trajectory, first, truth in _pieces(field, params.variables):
-        if trajectory != owner:
-            points, owner = layout.sensors(shape, frames, torus, params.seed, trajectory), trajectory
+    frame_start = np.arange(trajectories + 1) * frames
+    part: _Sensors | _Points = _Sensors(params, params.layout, field, key) if params.layout is not None else _Points(params, field, split)
+    counts, moments = np.zeros(trajectories * frames, np.int64), _Moments(len(params.variables))
+    visible = np.zeros(trajectories * frames, np.int64)
+    for trajectory, first, truth in _pieces(variables, params.variables):
         start = trajectory * frames + first
         truth[unfit[start : start + len(truth)]] = np.nan
-        at = points[first : first + len(truth)]
-        value = layout.observed(np.take_along_axis(truth, at[..., None], axis=1), params.seed, trajectory, first)
-        valid = np.isfinite(value).all(axis=-1)
-        counts[start : start + len(truth)] = valid.sum(axis=1)
-        writer.append("obs/value", value[valid])
-        writer.append("obs/position", place[at[valid]])
-        writer.append("obs/covariate", np.zeros((int(valid.sum()), 0)))
-        writer.append("obs/sensor", np.broadcast_to(np.arange(at.shape[1]) if fixed else np.full(at.shape[1], -1), at.shape)[valid])
-        writer.append("truth/value", truth)
-        # Moments of the training observations, merged piece by piece (Chan et al. 1983), in the order of the data.
-        seen = value[(split[start : start + len(truth)] == sensors.TRAIN)[:, None] & valid].astype(np.float64)
-        if len(seen):
-            shift = seen.mean(axis=0) - mean
-            spread += ((seen - seen.mean(axis=0)) ** 2).sum(axis=0) + shift**2 * n * len(seen) / (n + len(seen))
-            mean, n = mean + shift * len(seen) / (n + len(seen)), n + len(seen)
-    if not n:
-        raise ValueError(f"{key}: no training frame of {ingested} has a finite value at a sensor")
-
-    frame_start = np.arange(trajectories + 1) * frames
+        rows = part.rows(trajectory, first, truth)
+        counts[start : start + len(truth)] = rows.count
+        visible[start : start + len(truth)] = rows.visible
+        for name, array in rows.arrays.items():
+            writer.append(name, array)
+        moments.add(rows.arrays["obs/value"][np.repeat(split[start : start + len(truth)] == sensors.TRAIN, rows.count)])
+    if not moments.n:
+        raise ValueError(f"{key}: no training frame of {params.source} has a finite value at a sensor")
     step, time, calendar = _time(field)
-    arrays = {
+    for name, array in {
         "frame/obs_start": np.concatenate([[0], np.cumsum(counts)]),
         "frame/time": np.tile(time, trajectories),
         "frame/split": split,
         "trajectory/frame_start": frame_start,
-        "truth/position": place,
-        "truth/shape": np.array(shape),
-        **splits.cases(split, frame_start, counts, params.cases),
-    }
-    if fixed:
-        arrays |= {"sensor/position": place[points[0]], "sensor/role": np.full(points.shape[1], sensors.CONTEXT)}
-    for name, array in arrays.items():
+        **part.fixed,
+        **splits.cases(split, frame_start, visible, params.cases),
+    }.items():
         writer.append(name, array)
     return _info(
         params,
         key,
-        mean=mean,
-        std=np.sqrt(spread / n),
+        mean=moments.mean,
+        std=moments.std,
         geometry=field.attrs["geometry"],
         step=step,
         utc_offset=0.0,
-        n_sensors=points.shape[1] if fixed else 0,
+        n_sensors=len(part.fixed.get("sensor/role", ())),
         context_covariates=(),
         simulated=not calendar,
-        **scale,
+        space=("x", "y") if calendar else fields.axes(field),
+        **_scale(field),
     )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What some frames in a row give to a dataset."""
+
+    arrays: dict[str, np.ndarray]
+    count: np.ndarray  # [t] observations
+    visible: np.ndarray  # [t] those a model may see
+
+
+class _Sensors:
+    """A layout of sensors on places that all trajectories share; the whole field stays as truth beside them."""
+
+    def __init__(self, params: Subsample, layout: Layout, field: xr.Dataset, key: str) -> None:
+        if "point" in field.dims and any(field[name].dims != ("point",) for name in fields.axes(field)):
+            raise ValueError(
+                f"the points of {params.source} differ from trajectory to trajectory: subsample.{key} needs `tasks`, not `layout`"
+            )
+        self.layout, self.seed, self.place = layout, params.seed, _places(field, 0)
+        self.shape = tuple(field.sizes[dim] for dim in fields.space(field))
+        self.frames, self.torus = field.sizes["time"], field.attrs["geometry"] == "torus"
+        # The same sensors in every frame of the one trajectory are fixed sensors; another trajectory has others.
+        self.stay = field.sizes.get("trajectory", 1) == 1 and layout.strategy in FIXED
+        self.fixed: dict[str, np.ndarray] = {"truth/position": self.place, "truth/shape": np.array(self.shape)}
+        self._owner, self._points = -1, np.zeros((0, 0), np.int64)
+
+    def rows(self, trajectory: int, first: int, truth: np.ndarray) -> _Rows:
+        if trajectory != self._owner:
+            self._points = self.layout.sensors(self.shape, self.frames, self.torus, self.seed, trajectory)
+            self._owner = trajectory
+            if self.stay:
+                place = self.place[self._points[0]]
+                self.fixed |= {"sensor/position": place, "sensor/role": np.full(len(place), sensors.CONTEXT)}
+        at = self._points[first : first + len(truth)]
+        value = self.layout.observed(np.take_along_axis(truth, at[..., None], axis=1), self.seed, trajectory, first)
+        seen = self.layout.seen(self.frames, self.seed, trajectory)[first : first + len(truth)]
+        valid = np.isfinite(value).all(axis=-1) & seen[:, None]
+        count = valid.sum(axis=1)
+        sensor = np.broadcast_to(np.arange(at.shape[1]) if self.stay else np.full(at.shape[1], -1), at.shape)
+        arrays = {
+            "obs/value": value[valid],
+            "obs/position": self.place[at[valid]],
+            "obs/covariate": np.zeros((int(count.sum()), 0)),
+            "obs/sensor": sensor[valid],
+            "truth/value": truth,
+        }
+        return _Rows(arrays, count, count)
+
+
+class _Points:
+    """Tasks: all points in training frames, and in the others those that are seen or asked, which need not be the same places."""
+
+    def __init__(self, params: Subsample, field: xr.Dataset, split: np.ndarray) -> None:
+        assert params.tasks is not None
+        self.tasks, self.seed, self.field, self.split = params.tasks, params.seed, field, split
+        self.frames = field.sizes["time"]
+        names = _drawn_names(field)
+        self.fixed = {"trajectory/parameter": np.stack([field[name].values for name in names], axis=1)} if names else {}
+        self._owner, self._place = -1, np.zeros((0, 0))
+
+    def rows(self, trajectory: int, first: int, truth: np.ndarray) -> _Rows:
+        if trajectory != self._owner:
+            self._owner, self._place = trajectory, _places(self.field, trajectory)
+        parts = []
+        for frame, value in enumerate(truth, first):
+            if self.split[trajectory * self.frames + frame] == sensors.TRAIN:
+                point = np.flatnonzero(np.isfinite(value).all(axis=1))
+                parts.append((point, value[point], np.full(len(point), sensors.SEEN)))
+            else:
+                parts.append(self.tasks.frozen(value, self.seed, trajectory, frame))
+        point, value, role = (np.concatenate(pieces) for pieces in zip(*parts, strict=True))
+        arrays = {
+            "obs/value": value,
+            "obs/position": self._place[point],
+            "obs/covariate": np.zeros((len(point), 0)),
+            "obs/sensor": np.full(len(point), -1),
+            "obs/role": role,
+        }
+        count, seen = (np.array([f(role) for _, _, role in parts]) for f in (len, lambda role: (role != sensors.ASKED).sum()))
+        return _Rows(arrays, count, seen)
+
+
+class _Moments:
+    """Mean and standard deviation, merged piece by piece (Chan et al. 1983)."""
+
+    def __init__(self, variables: int) -> None:
+        self.n, self.mean, self._spread = 0, np.zeros(variables), np.zeros(variables)
+
+    def add(self, rows: np.ndarray) -> None:
+        if not len(rows):
+            return
+        rows = rows.astype(np.float64)
+        shift = rows.mean(axis=0) - self.mean
+        self._spread += ((rows - rows.mean(axis=0)) ** 2).sum(axis=0) + shift**2 * self.n * len(rows) / (self.n + len(rows))
+        self.mean, self.n = self.mean + shift * len(rows) / (self.n + len(rows)), self.n + len(rows)
+
+    @property
+    def std(self) -> np.ndarray:
+        return np.sqrt(self._spread / self.n)
+
+
+def _drawn(field: xr.Dataset) -> dict[str, Any]:
+    """What the recipe says of a simulation that drew numbers for each trajectory: its own params, and the names of those numbers."""
+    names = _drawn_names(field)
+    return {"simulation": json.loads(field.attrs["parameters"]), "drawn": names} if names else {}
+
+
+def _drawn_names(field: xr.Dataset) -> list[str]:
+    return sorted(str(name) for name, c in field.coords.items() if c.dims == ("trajectory",) and np.issubdtype(c.dtype, np.floating))
 
 
 def _pieces(field: xr.Dataset, variables: tuple[str, ...]) -> Iterator[tuple[int, int, np.ndarray]]:
@@ -413,7 +522,7 @@ def _pieces(field: xr.Dataset, variables: tuple[str, ...]) -> Iterator[tuple[int
         for number in range(part.sizes.get("trajectory", 1)):
             one = part.isel(trajectory=number) if block is not None else part
             for piece in times:
-                cube = [one[name].isel(time=piece).transpose("time", "y", "x").to_numpy() for name in variables]
+                cube = [one[name].isel(time=piece).to_numpy() for name in variables]
                 values = np.stack(cube, axis=-1).reshape(len(cube[0]), -1, len(variables))
                 yield (block.start if block is not None else 0) + number, piece.start, values
 
@@ -447,19 +556,29 @@ def _field_split(params: Subsample, key: str, field: xr.Dataset, trajectories: i
     return splits.by_role(field["role"].values.tolist(), np.full(trajectories, frames))
 
 
-def _grid(field: xr.Dataset) -> tuple[np.ndarray, dict[str, Any]]:
-    """Positions [P,2] of the grid points in (y, x) order, and how they are scaled."""
+def _places(field: xr.Dataset, trajectory: int) -> np.ndarray:
+    """Positions [P,D] of the places of a trajectory, grids in the order they are stored in."""
     if "latitude" in field.coords:
         longitude, latitude = np.meshgrid(field["longitude"].values, field["latitude"].values)
-        projection = geometry.centred_on(longitude, latitude)
-        place = geometry.to_km(longitude, latitude, projection).reshape(-1, 2)
-        return place, {"centre": (0.0, 0.0), "half_extent": float(np.abs(place).max()), "projection": projection}
-    x, y = np.meshgrid(field["x"].values, field["y"].values)
-    place = np.stack([x, y], axis=-1).reshape(-1, 2)
+        return geometry.to_km(longitude, latitude, geometry.centred_on(longitude, latitude)).reshape(-1, 2)
+    axes = [field[name] for name in fields.axes(field)]
+    if "point" in field.dims:
+        one = [axis.isel(trajectory=trajectory) if "trajectory" in axis.dims else axis for axis in axes]
+        return np.stack([axis.values for axis in one], axis=-1)
+    grid = np.meshgrid(*(axis.values for axis in reversed(axes)), indexing="ij")
+    return np.stack([axis.ravel() for axis in reversed(grid)], axis=-1)
+
+
+def _scale(field: xr.Dataset) -> dict[str, Any]:
+    """How positions are scaled."""
+    if "latitude" in field.coords:
+        projection = geometry.centred_on(*np.meshgrid(field["longitude"].values, field["latitude"].values))
+        return {"centre": (0.0, 0.0), "half_extent": float(np.abs(_places(field, 0)).max()), "projection": projection}
+    axes = fields.axes(field)
     if field.attrs["geometry"] == "torus":
-        return place, {"centre": (0.5, 0.5), "half_extent": 0.5, "projection": None}
-    low, high = place.min(axis=0), place.max(axis=0)
-    return place, {"centre": tuple(((low + high) / 2).tolist()), "half_extent": float((high - low).max() / 2), "projection": None}
+        return {"centre": (0.5,) * len(axes), "half_extent": 0.5, "projection": None}
+    low, high = (np.array([f(field[name]) for name in axes]) for f in (np.min, np.max))
+    return {"centre": tuple(((low + high) / 2).tolist()), "half_extent": float((high - low).max() / 2) or 1.0, "projection": None}
 
 
 def _time(field: xr.Dataset) -> tuple[float, np.ndarray, bool]:
@@ -469,20 +588,24 @@ def _time(field: xr.Dataset) -> tuple[float, np.ndarray, bool]:
     if calendar:
         time = (time - np.datetime64("1970-01-01")) / np.timedelta64(1, "h")
     time = time.astype(np.float64)
-    return float(np.median(np.diff(time))), time, calendar
+    return float(np.median(np.diff(time))) if len(time) > 1 else 1.0, time, calendar
 
 
-def _info(params: Subsample, key: str, *, mean: np.ndarray, std: np.ndarray, simulated: bool = False, **values: Any) -> DatasetInfo:
+def _info(params: Subsample, key: str, *, simulated: bool = False, **values: Any) -> DatasetInfo:
     known = [lexicon.lookup(name) for name in params.variables]
+    unit = "km" if values["projection"] else "deg" if values["geometry"] == "sphere" else "1"
+    values |= {name: value for name, value in params.scale.model_dump().items() if value is not None}
+    space = values.setdefault("space", ("x", "y"))
+    if len(values["centre"]) != len(space):
+        raise ValueError(f"subsample.{key}.scale.centre must have one number for each of {', '.join(space)}, found {values['centre']}")
+    for name in ("mean", "std"):
+        values[name] = tuple(map(float, values[name]))
     return DatasetInfo(
         name=key,
         variables=params.variables,
         units=tuple(v.unit for v in known),
-        mean=tuple(map(float, mean)),
-        std=tuple(map(float, std)),
         limits=tuple(v.fail for v in known),
-        space=("x", "y"),
-        position_unit="km" if values["projection"] else "1",
+        position_unit=unit,
         time_unit="1" if simulated else "h",
         time_origin="" if simulated else "1970-01-01T00:00:00Z",
         query_covariates=() if simulated else params.calendar,

@@ -96,7 +96,7 @@ def score(baseline: Any, on: str, kind: int | None = None) -> torch.Tensor:
     """Mean squared error [S] over all test cases at leads 0, 1, 2, 4; `kind` of query as in CaseBatch."""
     total, count = torch.zeros(4), torch.zeros(4)
     for part in cases(world(on), "test", 12 if on == "stations" else 1, (0, 1, 2, 4), batch=16):
-        mask = part.batch.query.mask & (torch.tensor(part.kind) == kind)[:, None] if kind is not None else part.batch.query.mask
+        mask = part.batch.query.mask & (torch.tensor(part.kind) == kind) if kind is not None else part.batch.query.mask
         error = (baseline.predict(part.batch.context, part.batch.query).mean - part.batch.query.value).square()[..., 0]
         total, count = total + (error * mask).sum((0, 2)), count + mask.sum((0, 2))
     return total / count
@@ -257,7 +257,7 @@ def test_sensors_that_share_a_place_keep_their_own_values() -> None:
 def test_spread_grows_with_lead_and_covers() -> None:
     scale = fitted("persistence", "stations").predict(asked("stations").batch.context, asked("stations").batch.query).scale
     own = torch.tensor(asked("stations").kind == 0)
-    level = [scale[:, s][own].median().item() for s in range(4)]
+    level = [scale[:, s][own[:, s]].median().item() for s in range(4)]
     assert level == sorted(level)
     for name in ("persistence", "inverse_distance", "kriging"):
         hit, count = 0.0, 0.0
@@ -292,7 +292,7 @@ def test_climatology_recovers_the_daily_cycle_of_each_station() -> None:
     prediction = fitted("climatology", "stations").predict(asked("stations").batch.context, asked("stations").batch.query)
     query = asked("stations").batch.query
     cycle = 50 + 20 * np.sin(2 * np.pi * query.time.numpy() / 24)[..., None] + dataset["sensor/position"][query.sensor.numpy(), 0]
-    own = np.broadcast_to((asked("stations").kind == 0)[:, None], cycle.shape)
+    own = asked("stations").kind == 0
     found = prediction.mean[..., 0].numpy() * dataset.info.std[0] + dataset.info.mean[0]
     assert np.abs(found - cycle)[own].max() < 2.5  # noise of 2 in about 30 values
     assert np.abs(prediction.scale[..., 0].numpy() * dataset.info.std[0] - 2)[own].max() < 1.5

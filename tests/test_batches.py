@@ -244,9 +244,9 @@ def test_cases_ask_context_sensors_and_those_held_out_for_the_split() -> None:
     for split, held in (("validation", 6), ("test", 7)):
         part = next(cases(STATIONS, split, 3, [0], 8))
         assert part.batch.query.sensor[0, 0].tolist() == [0, 1, 2, 3, 4, 5, held]  # type: ignore[index]
-        assert part.kind[0].tolist() == [0] * 6 + [1]
+        assert part.kind[0, 0].tolist() == [0] * 6 + [1]
         assert not {6, 7} & set(part.batch.context.sensor.flatten().tolist())  # type: ignore[union-attr]
-        assert (part.distance[:, 6] > 0).all()
+        assert (part.distance[:, :, 6] > 0).all()
 
 
 def test_distance_is_measured_across_the_border_of_a_torus() -> None:

@@ -228,7 +228,7 @@ def test_moving_sensors_never_report_from_a_held_out_cell(tmp_path: Path) -> Non
     batch = TrainingBatches(dataset, Windows(max_lead=0, batch=8, drop=0.3), 0)[0]
     assert batch.query.mask.any()
     part = next(cases(dataset, "test", 2, [0, 2], 4))
-    assert part.kind[0].tolist() == [1, 1, 1]
+    assert part.kind[0, 0].tolist() == [1, 1, 1]
 
 
 def held_cells(dataset: sensors.SensorDataset) -> set[str]:
@@ -390,7 +390,7 @@ def test_weather_field_with_fixed_sensors_in_time_blocks(tmp_path: Path) -> None
     part = next(cases(dataset, "test", 3, [0, 6], 2))
     assert (part.kind == 2).all()
     assert part.batch.query.mask.all()
-    assert (part.distance == 0).sum() == 2 * 24
+    assert (part.distance == 0).sum() == 2 * 2 * 24
     truth = part.batch.query.value[0, 0, :, 0].numpy() * dataset.info.std[0] + dataset.info.mean[0]  # type: ignore[index]
     assert np.allclose(truth, dataset["truth/value"][dataset["cases/frame"][part.index[0]], :, 0], atol=1e-3)
     start = dataset["frame/obs_start"][40]
