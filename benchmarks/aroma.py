@@ -1,0 +1,147 @@
+"""A training step and an answer of AROMA against the released code, at equal sizes, in one run.
+
+    git clone https://github.com/LouisSerrano/aroma
+    python -m benchmarks.aroma aroma
+
+The folder may also be named by the environment variable AROMA; the auto-encoder there needs einops, the stepper timm. What is missing is
+skipped with a message. Sizes are those of Navier-Stokes 1e-3 in the released code. Both sides get the same sensors, points and values
+without padding; one training step is zero_grad, loss, backward and AdamW; an answer is encoding and decoding without gradients. Their
+stepper trains on latents that were encoded once and kept; ours is timed on such latents, and as it trains, encoding the two frames of each
+pair. Rounds alternate between the sides, and medians are compared.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from benchmarks import aroma_peer
+from models import diffusion
+from models.aroma import Aroma
+from models.contract import FieldBatch
+from tests import worlds
+
+BATCH, SENSORS, QUERIES = 16, 1024, 1024
+ROUNDS, WARM_UP = 9, 2
+INFO = worlds.torus_info()
+Side = tuple[nn.Module, Callable[[], Tensor]]
+
+
+def autoencoders(folder: Path, batch: FieldBatch) -> dict[str, Side]:
+    """Released first; the loss is MSE + 1e-5 KL with sampled latents."""
+    query, now = batch.query, batch.context
+    models = {mode: Aroma(Aroma.Config.model_validate({"mode": mode}), INFO).train() for mode in ("paper", "improved")}
+    theirs = aroma_peer.autoencoder(folder, models["paper"].config, INFO).train()
+    assert now.value is not None
+    assert query.value is not None
+    value, place, asked, truth = now.value[:, -1], now.position[:, -1], query.position[:, 0], query.value[:, 0]
+
+    def released() -> Tensor:
+        answer, kl = theirs(value, place, target_coords=asked)
+        return (answer - truth).square().mean() + 1e-5 * kl
+
+    return {"released": (theirs, released), **{f"ours, {mode}": (m, lambda m=m: m.loss(batch)["loss"]) for mode, m in models.items()}}  # type: ignore[misc]
+
+
+def steppers(folder: Path, batch: FieldBatch) -> dict[str, Side]:
+    """Released first; the loss is that of velocities."""
+    model = Aroma(Aroma.Config(mode="paper"), INFO).train()
+    model.begin("step")
+    theirs = aroma_peer.stepper(folder, model.config).train()
+    now, then = model.encode(batch.context).unbind(1)
+
+    def loss(network: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        level, noise = torch.randint(model.plan.levels, (BATCH,)), torch.randn_like(then)
+        share = model.plan.at(level, then)
+        answer = network(now, diffusion.noised(then, noise, share), level)
+        return (answer - diffusion.velocity(then, noise, share)).square().mean()
+
+    return {
+        "released": (theirs, lambda: loss(lambda x, y, level: theirs(torch.cat([x, y], 1), level * 1000 / 3))),
+        "ours": (model.stepper, lambda: loss(model.stepper)),
+        "ours, encoding its frames": (model.stepper, lambda: model.loss(batch)["loss"]),
+    }
+
+
+def answers(folder: Path, batch: FieldBatch) -> dict[str, Side]:
+    """Encoding and decoding without gradients, released first."""
+    context, query = batch.context, batch.query
+    models = {mode: Aroma(Aroma.Config.model_validate({"mode": mode}), INFO).eval() for mode in ("paper", "improved")}
+    theirs: Any = aroma_peer.autoencoder(folder, models["paper"].config, INFO).eval()
+    assert context.value is not None
+    value, place, asked = context.value[:, -1], context.position[:, -1], query.position[:, 0]
+    return {
+        "released": (theirs, lambda: theirs.decode(theirs.encode(value, place)[0], asked)),
+        **{f"ours, {mode}": (model, lambda model=model: model.predict(context, query).mean) for mode, model in models.items()},  # type: ignore[misc]
+    }
+
+
+def a_batch() -> FieldBatch:
+    """Two context frames without padding; the points asked for are the same in the whole batch, as pipeline/batches.py makes them."""
+    batch = worlds.batch(INFO, b=BATCH, t=2, n=SENSORS, s=1, q=QUERIES)
+    batch.context.mask.fill_(True)
+    batch.query.mask.fill_(True)
+    shared = batch.query.position[:1].expand_as(batch.query.position)
+    return FieldBatch(batch.context, replace(batch.query, position=shared))
+
+
+def timed(sides: dict[str, Side], train: bool) -> dict[str, list[float]]:
+    """Seconds of every round after the first ones, which warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    learnt = {name: [p for p in net.parameters() if p.requires_grad] for name, (net, _) in sides.items()}
+    optimizers = {name: torch.optim.AdamW(parameters, lr=1e-4) for name, parameters in learnt.items()}
+    for turn in range(ROUNDS + WARM_UP):
+        for name, (_, work) in sides.items():
+            start = time.perf_counter()
+            with torch.set_grad_enabled(train):
+                optimizers[name].zero_grad()
+                result = work()
+                if train:
+                    result.backward()
+                    optimizers[name].step()
+            if turn >= WARM_UP:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def main(folder: Path | None) -> int:
+    console = Console()
+    if folder is None:
+        console.print("skipped: no peer; name a checkout of LouisSerrano/aroma as the argument or in AROMA")
+        return 0
+    torch.manual_seed(0)
+    batch = a_batch()
+    sizes = f"batch {BATCH}, {SENSORS} sensors, {QUERIES} queries, {torch.get_num_threads()} thread(s), float32, {ROUNDS} rounds"
+    table = Table(title=f"AROMA: {sizes}")
+    for column in ("what", "side", "parameters", "median ms", "fastest ms", "time ratio"):
+        table.add_column(column, justify="left" if column in ("what", "side") else "right")
+    for what, build in (("train the auto-encoder", autoencoders), ("train the stepper", steppers), ("encode and decode", answers)):
+        try:
+            sides = build(folder, batch)
+        except ModuleNotFoundError as error:
+            console.print(f"{what} skipped: the peer needs {error.name}, which is not installed (pip install {error.name})")
+            continue
+        seconds = timed(sides, train=what.startswith("train"))
+        floor = statistics.median(seconds["released"])
+        for name, (net, _) in sides.items():
+            count = sum(p.numel() for p in net.parameters() if p.requires_grad)
+            middle, fastest = statistics.median(seconds[name]), min(seconds[name])
+            table.add_row(what, name, f"{count:,}", f"{1e3 * middle:.0f}", f"{1e3 * fastest:.0f}", f"{middle / floor:.2f}")
+    console.print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    named = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("AROMA", "")
+    raise SystemExit(main(Path(named) if named else None))
