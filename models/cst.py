@@ -216,7 +216,7 @@ class Cst(FieldModel):
         self.eval()
         try:
             known = series(context, self.info.step, self.info.period)
-            asked, real = self._asked(known, context, query), self._real(context, query)
+            asked, real = self._asked(known, context, query), self._real(context, query, compact=False)
             if self.config.sees == "real":
                 maps = self._read(asked, self._memory(real))[1]
             else:
@@ -247,7 +247,8 @@ class Cst(FieldModel):
         """Frames after the first one and model position of coordinates."""
         return at[..., 0] * self._window(context), 2 * at[..., 1:] - 1
 
-    def _real(self, context: Frames, query: Frames) -> Tokens:
+    def _real(self, context: Frames, query: Frames, compact: bool = True) -> Tokens:
+        """All observations as tokens; `compact` leaves out what is masked in every sample."""
         assert context.value is not None
         if query.background is not None and not self.config.anchored:
             raise ValueError("without `anchored` the answer is no correction, and a background cannot be taken: set background to null")
@@ -259,7 +260,15 @@ class Cst(FieldModel):
         covariate = None
         if self.context_covariate is not None and context.covariate is not None:
             covariate = self.context_covariate(context.covariate.masked_fill(~context.mask.unsqueeze(-1), 0)).flatten(1, 2)
-        return Tokens(context.value.masked_fill(~context.mask.unsqueeze(-1), 0).flatten(1, 2), at, shown, covariate)
+        value = context.value.masked_fill(~context.mask.unsqueeze(-1), 0).flatten(1, 2)
+        if not compact:
+            return Tokens(value, at, shown, covariate)
+        order = (~shown).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(1, int(shown.sum(1).max()))]
+
+        def kept(x: Tensor) -> Tensor:
+            return x.gather(1, order.unsqueeze(-1).expand(*order.shape, x.shape[-1]))
+
+        return Tokens(kept(value), kept(at), shown.gather(1, order), None if covariate is None else kept(covariate))
 
     def _coordinates(self, context: Frames, query: Frames) -> Tensor:
         """[B,S*Q,A]; raises ValueError outside the window."""

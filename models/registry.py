@@ -18,6 +18,7 @@ FIELD_MODELS = {
 BASELINES = {
     "persistence": "models.baselines.persistence:Persistence",
     "climatology": "models.baselines.climatology:Climatology",
+    "interpolation": "models.baselines.linear_time:LinearTime",
     "inverse_distance": "models.baselines.inverse_distance:InverseDistance",
     "kriging": "models.baselines.kriging:Kriging",
     "ridge": "models.baselines.ridge:RidgePropagator",

@@ -40,6 +40,7 @@ class Cases(Section):
     horizon: int = Field(
         default=0, ge=0
     )  # frames that must follow a case in its split, so that all leads up to it are scored on the same cases
+    history: int = Field(default=0, ge=0)  # frames that must precede a case in its split; one of them or its own must show something
     most: int | None = Field(default=None, ge=1)  # a split with more cases is thinned evenly
     block: int | None = Field(default=None, ge=1)  # frames of a bootstrap block; None: a block is a trajectory
 
@@ -115,8 +116,8 @@ def spread(position: np.ndarray, count: int, rng: np.random.Generator) -> np.nda
 def cases(split: np.ndarray, frame_start: np.ndarray, visible: np.ndarray, settings: Cases) -> dict[str, np.ndarray]:
     """Arrays cases/frame, cases/split, cases/block from split codes [M], trajectory offsets [R+1] and numbers of visible observations [M].
 
-    A case starts every `stride` frames from the start of a stretch of its split where something can be seen. Blocks are numbered
-    through all stretches, and never shared by two.
+    A case starts every `stride` frames from the start of a stretch of its split, after its `history`, where something can be seen. Blocks
+    are numbered through all stretches, and never shared by two.
     """
     owner = np.repeat(np.arange(len(frame_start) - 1), np.diff(frame_start))
     edge = np.flatnonzero((np.diff(owner) != 0) | (np.diff(split) != 0)) + 1
@@ -126,8 +127,9 @@ def cases(split: np.ndarray, frame_start: np.ndarray, visible: np.ndarray, setti
         if split[first] not in (VALIDATION, TEST):
             continue
         length = settings.block or last - first
-        starts = range(first, last - settings.horizon, settings.stride)
-        found += [(frame, split[first], block + (frame - first) // length) for frame in starts if visible[frame]]
+        starts = range(first + settings.history, last - settings.horizon, settings.stride)
+        shown = [frame for frame in starts if visible[frame - settings.history : frame + 1].any()]
+        found += [(frame, split[first], block + (frame - first) // length) for frame in shown]
         block += -(-(last - first) // length)
     table = np.array(found, np.int64).reshape(-1, 3)
     kept = []
@@ -136,8 +138,9 @@ def cases(split: np.ndarray, frame_start: np.ndarray, visible: np.ndarray, setti
         if not len(number):
             name = next(name for name, c in SPLITS.items() if c == code)
             raise ValueError(
-                f"the {name} split holds no case: no frame with a visible observation has {settings.horizon} frames after it in the "
-                f"split of {int((split == code).sum())} frames; lower cases.horizon or enlarge the split"
+                f"the {name} split holds no case: no frame with a visible observation has {settings.history} frames before it and "
+                f"{settings.horizon} frames after it in the split of {int((split == code).sum())} frames; lower cases.history or "
+                "cases.horizon, or enlarge the split"
             )
         if settings.most and len(number) > settings.most:
             number = number[np.round(np.linspace(0, len(number) - 1, settings.most)).astype(int)]
