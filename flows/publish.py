@@ -53,7 +53,12 @@ def publish_one(key: str, section: publish.Params, unavailable: dict[str, str]) 
         inputs={"source": source, "missing": unavailable},
         now=now,
     )
-    pages = {"report": ROOT / "reports" / key / "report.html", "quality": ROOT / "checked" / source / "page.html"}
+    report = ROOT / "reports" / key
+    pages = {
+        "report.html": report / "report.html",
+        "summary.json": report / "summary.json",
+        "quality.html": ROOT / "checked" / source / "page.html",
+    }
     done = publish.publish(forecast, ROOT / "published", key, section, note, now, pages)
     if done.status == "refused":
         return Failed(message=f"refused: {'; '.join(done.reasons)}")

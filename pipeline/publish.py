@@ -56,8 +56,8 @@ def publish(
 ) -> Outcome:
     """Publish a forecast folder as `key`, or refuse it and leave the last good one in place.
 
-    `receipt` comes from pipeline/receipt.py; `pages` are self-contained HTML files by name ("report", "quality"), those that do not
-    exist are left out. The same forecast again makes no new commit.
+    `receipt` comes from pipeline/receipt.py; `pages` are files by the name they get (report.html, quality.html, summary.json of the
+    report), those that do not exist are left out. The same forecast again makes no new commit.
     """
     folder = published / key
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,16 +102,18 @@ def open_repository(path: Path, create: bool = False) -> icechunk.Repository:
 
 
 def state(published: Path) -> list[dict[str, Any]]:
-    """What is published: key, receipt, pages and the last refusal of each dataset, in order of keys."""
+    """What is published: key, receipt, pages, the report's headline and the last refusal of each dataset, in order of keys."""
     result = []
     for folder in sorted(path for path in published.glob("*") if path.is_dir()):
         receipt, refusal = folder / "latest" / "receipt.json", folder / "refused.json"
+        summary = folder / "latest" / "summary.json"
         if receipt.exists() or refusal.exists():
             result.append(
                 {
                     "key": folder.name,
                     "receipt": json.loads(receipt.read_text(encoding="utf-8")) if receipt.exists() else None,
                     "pages": [page.stem for page in sorted((folder / "latest").glob("*.html"))],
+                    "headline": json.loads(summary.read_text(encoding="utf-8"))["headline"] if summary.exists() else [],
                     "refused": json.loads(refusal.read_text(encoding="utf-8")) if refusal.exists() else None,
                 }
             )
@@ -218,7 +220,7 @@ def _write_pages(
         (run / "map.html").write_text(map_page.render(forecast, params, receipt["published_at"]), encoding="utf-8")
         for name, page in pages.items():
             if page.exists():
-                shutil.copyfile(page, run / f"{name}.html")
+                shutil.copyfile(page, run / name)
     link = folder / ".latest.tmp"
     atomic.remove(link)
     link.symlink_to(f"runs/{tag}-{number}")

@@ -51,7 +51,9 @@ def put(forecast: Path, published: Path, hours: float = 0, **changes: object) ->
         inputs={"seen": ["plane"], "missing": ["era5"]},
         now=now,
     )
-    return publish.publish(forecast, published, "plane", params, paper, now, {"report": forecast.parent / "absent.html"})
+    (summary := forecast.parent / "summary.json").write_text('{"headline": ["Better than <nothing>."]}')
+    pages = {"report.html": forecast.parent / "absent.html", "summary.json": summary}
+    return publish.publish(forecast, published, "plane", params, paper, now, pages)
 
 
 def published_cube(published: Path, group: str | None = None, **where: str) -> xr.Dataset:
@@ -133,7 +135,9 @@ def test_a_refused_forecast_leaves_the_last_good_one_and_says_why(made: dict[str
     assert "plane/latest/map.html" in index
     put(made["at391"], tmp_path, 2)
     assert not (tmp_path / "plane/refused.json").exists()
-    assert "refused" not in (tmp_path / "index.html").read_text().split("<main>")[1]
+    index = (tmp_path / "index.html").read_text().split("<main>")[1]
+    assert "refused" not in index
+    assert "Better than &lt;nothing&gt;." in index
 
 
 def test_a_damaged_or_missing_forecast_is_refused_by_name(made: dict[str, Path], tmp_path: Path) -> None:
