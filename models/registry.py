@@ -7,6 +7,7 @@ from typing import Any
 
 FIELD_MODELS = {
     "aroma": "models.aroma:Aroma",
+    "bsa_tnp": "models.bsa_tnp:BsaTnp",
     "convcnp": "models.convcnp:ConvCnp",
     "cst": "models.cst:Cst",
     "dsq": "models.dsq:Dsq",

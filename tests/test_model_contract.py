@@ -30,6 +30,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "ffn_factor": 1,
         "members": 2,
     },
+    "bsa_tnp": {"width": 8, "heads": 2, "head_width": 4, "blocks": 2, "factor": 2, "space_bases": 3, "time_bases": 2},
     "convcnp": {
         "horizon": 4,
         "frames": 3,
@@ -69,6 +70,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "senseiver": LATENTS,
 }
 LARGER: dict[str, dict[str, Any]] = {
+    "bsa_tnp": {"width": 16, "embed": True, "minimum_std": 0.3},  # by heart is by place; a smaller deviation makes the likelihood steep
     "aroma": {"width": 32, "channels": 8, "head_width": 16, "field_width": 32, "dropout": (0.0,)},
     "convcnp": {"width": 24, "kernel_size": 5},
     "fno": {"width": 24, "modes": 6, "head_width": 32},
