@@ -3,6 +3,7 @@
 fit:
   persistence: {}                                        # the name of the folder is the baseline's
   kriging_fitted: {kind: kriging, config: {sigma: fitted}}  # or `kind` says which it is
+  boosting: {folds: 5}                                   # also fitted without each fifth of the training data (pipeline/folds.py)
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rich.progress import track
 
 from models import registry
 from models.contract import FieldBatch
-from pipeline import atomic, runs
+from pipeline import atomic, folds, runs
 from pipeline.batches import TrainingBatches, Windows
 from pipeline.params import Section
 from pipeline.sensors import read
@@ -48,7 +49,8 @@ def params_model(key: str) -> type[Params]:
     choices: list[Any] = []
     for name in registry.BASELINES:
         config, kind = registry.load(name).Config, cast(Any, Literal[name])
-        choices.append(create_model(name, __base__=Section, kind=(kind, name), config=(config, config())))
+        count: Any = (int | None, Field(default=None, ge=2))
+        choices.append(create_model(name, __base__=Section, kind=(kind, name), config=(config, config()), folds=count))
     choice: Any = Annotated[reduce(or_, choices), Field(discriminator="kind")]
     return create_model("Params", __base__=Params, fit=(dict[str, choice], Field(min_length=1)))
 
@@ -58,13 +60,17 @@ def run(params: Params, key: str, *, sensors: Path, out: Path) -> None:
     dataset = read(sensors)
     with atomic.writing(out) as folder, _one_thread():
         for name, choice in params.fit.items():
-            try:
-                baseline = registry.load(choice.kind)(choice.config, dataset.info)
-                baseline.fit(_Batches(TrainingBatches(dataset, params.windows, params.seed), params.steps, f"{key}: {name}"))
-            except ValueError as error:
-                raise ValueError(f"baseline {name!r} cannot be fitted to {dataset.info.name}: {error}") from error
-            config = choice.config.model_dump(mode="json")
-            runs.save(folder / name, choice.kind, config, dataset.info, baseline.state(), params.windows.context_frames)
+            count = choice.folds or 0
+            parts = [folds.without(dataset, count, fold) for fold in range(count)]
+            places = [folder / name, *runs.fold_folders(folder / name, count)]
+            for place, part in zip(places, [dataset, *parts], strict=True):
+                try:
+                    baseline = registry.load(choice.kind)(choice.config, dataset.info)
+                    baseline.fit(_Batches(TrainingBatches(part, params.windows, params.seed), params.steps, f"{key}: {name}"))
+                except ValueError as error:
+                    raise ValueError(f"baseline {name!r} cannot be fitted to {dataset.info.name}: {error}") from error
+                config = choice.config.model_dump(mode="json")
+                runs.save(place, choice.kind, config, dataset.info, baseline.state(), params.windows.context_frames)
             log.info("%s: fitted %s", key, name)
 
 

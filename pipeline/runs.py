@@ -4,6 +4,7 @@ run.json               name, config, context_frames, strings of the state, Datas
 weights.safetensors    tensors of the state
 history.csv            the training curve (trained models)
 background/            a copy of the fitted baseline's run folder, where the model has one
+folds/K/               a baseline's run folders for pipeline/folds.py: fitted without fold K of the training data
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def save(
     }
     (folder / "run.json").write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
     if background is not None:
-        shutil.copytree(background, folder / "background")
+        shutil.copytree(background, folder / "background", ignore=shutil.ignore_patterns("folds"))
 
 
 def load(folder: Path, info: DatasetInfo, device: torch.device | str = "cpu") -> Run:
@@ -88,6 +89,12 @@ def load(folder: Path, info: DatasetInfo, device: torch.device | str = "cpu") ->
 def folders(folder: Path) -> list[Path]:
     """The run folders below a folder: itself, or one of each baseline."""
     return [folder] if (folder / "run.json").exists() else sorted(path.parent for path in folder.glob("*/run.json"))
+
+
+def fold_folders(folder: Path, count: int | None = None) -> list[Path]:
+    """The run folders of a baseline fitted without each of `count` folds; None: those that are there."""
+    count = len(list(folder.glob("folds/*/run.json"))) if count is None else count
+    return [folder / "folds" / str(fold) for fold in range(count)]
 
 
 def _build(name: str, config: Mapping[str, Any], info: DatasetInfo, state: dict[str, Any], device: torch.device | str) -> Any:

@@ -15,7 +15,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from models import background, registry
+from models.baselines.fitted import Fitted
 from models.contract import FieldBatch, FieldModel, Predictor
-from pipeline import atomic, device, runs
+from pipeline import atomic, device, folds, runs
 from pipeline.batches import TrainingBatches, Windows, cases
 from pipeline.estimate import cost
 from pipeline.params import Section
@@ -90,6 +91,12 @@ def run(params: Params, key: str, model: str, *, sensors: Path, baselines: Path,
         raise ValueError(f"train.{key}.{model}.background is {params.background!r}, but {model} takes no background: set it to null")
     prior_folder = baselines / params.background if params.background else None
     prior = runs.load(prior_folder, dataset.info).predictor if prior_folder else None
+    unseen = [runs.load(folder, dataset.info).predictor for folder in runs.fold_folders(prior_folder)] if prior_folder else []
+    if isinstance(prior, Fitted) and prior.crossfit and not unseen:
+        raise ValueError(
+            f"train.{key}.{model}.background: {params.background} is closer to the windows it was fitted to than to new ones, so a model"
+            f" would learn little on top of it: set `folds` in baselines.{key}.fit.{params.background}, 5 for instance"
+        )
     torch.set_num_threads(max(1, _cores() - 1))  # the loader process has the other core
     torch.manual_seed(params.seed)
     network = cls(params.model, dataset.info)
@@ -100,7 +107,7 @@ def run(params: Params, key: str, model: str, *, sensors: Path, baselines: Path,
     for number, (name, phase) in enumerate(params.phases):
         torch.manual_seed(_seed(params.seed, number))
         network.begin(name)
-        data = Data(dataset, prior, phase, params.seed)
+        data = Data(dataset, prior, phase, params.seed, unseen)
         if not (resume / name / "last.ckpt").exists():
             expected = cost(network, lambda data=data: data.batch(0), device.name(), phase.accumulate)  # type: ignore[misc]
             minutes, held = expected.minutes(phase.steps, _loader_workers()), expected.bytes / 2**30
@@ -207,13 +214,17 @@ class Training(L.LightningModule):
 class Data(L.LightningDataModule):
     """Batches by number, so that epoch k starts at its own offset whatever came before, each with its background.
 
-    The background is solved for in a loader process while the network works on the batch before.
+    The background is solved for in a loader process while the network works on the batch before. Where `unseen` holds copies of it that
+    were fitted without a fold of the training data each, batches are drawn from the folds by turns, and the copy that has not seen the
+    fold answers.
     """
 
-    def __init__(self, dataset: SensorDataset, prior: Predictor | None, phase: Phase, seed: int) -> None:
+    def __init__(self, dataset: SensorDataset, prior: Predictor | None, phase: Phase, seed: int, unseen: Sequence[Predictor] = ()) -> None:
         super().__init__()
         self.dataset, self.prior, self.phase, self.seed = dataset, prior, phase, seed
-        self._batches = TrainingBatches(dataset, phase.windows, seed)
+        parts = [folds.within(dataset, len(unseen), fold) for fold in range(len(unseen))] or [dataset]
+        self._batches = [TrainingBatches(part, phase.windows, seed) for part in parts]
+        self._priors: list[Predictor | None] = list(unseen) or [prior]
         self._seen: list[FieldBatch] = []  # the validation batches: they never change
 
     def train_dataloader(self) -> DataLoader[FieldBatch]:
@@ -225,7 +236,8 @@ class Data(L.LightningDataModule):
 
     def batch(self, number: int) -> FieldBatch:
         """Training batch `number` with its background."""
-        return with_background(self._batches[number], self.prior)
+        turn = number % len(self._batches)
+        return with_background(self._batches[turn][number], self._priors[turn])
 
     def val_dataloader(self) -> DataLoader[FieldBatch]:
         self._seen = self._seen or [with_background(batch, self.prior) for batch in self._validation()]

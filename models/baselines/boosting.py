@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 import lightgbm
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
@@ -41,7 +42,7 @@ class Boosting(Fitted):
     class Config(BaseModel):
         model_config = ConfigDict(frozen=True, extra="forbid")
 
-        lags: tuple[int, ...] = (0, 1, 2, 3, 6, 12, 23)  # frames back; those beyond the context are left out
+        lags: tuple[int, ...] = Field((0, 1, 2, 3, 6, 12, 23), min_length=1)  # frames back; those beyond the context are unknown
         rounds: int = Field(250, ge=1)
         spread_rounds: int = Field(80, ge=1)
         leaves: int = Field(31, ge=2)
@@ -52,6 +53,7 @@ class Boosting(Fitted):
         exponent: float = Field(2.0, gt=0)  # of the neighbours' weights
         seed: int = 0
 
+    crossfit = True
     parts = ("size", "mean", "spread")  # root mean square change [L,C] by lead; LightGBM models as text, one a variable
 
     def __init__(self, config: Config, info: DatasetInfo) -> None:
@@ -106,6 +108,8 @@ class Boosting(Fitted):
     def _rows(self, context: Frames, query: Frames) -> Rows:
         context, query = context.to("cpu"), query.to("cpu")
         series, place, cover = _by_sensor(context, self.info.n_sensors)  # [B,T,K,C], [B,K,D], [B,K,F]
+        lags = self.config.lags
+        series = F.pad(series, (0, 0, 0, 0, max(lags) + 1 - series.shape[1], 0), value=math.nan)  # as many frames as the lags need
         b, t, _, c = series.shape
         s, q = query.mask.shape[1:]
         at = query.position.double()
@@ -125,7 +129,6 @@ class Boosting(Fitted):
         own = torch.where(monitored[..., None, None], own, around)
         age, last = _last(own)
         reference = last.nan_to_num()  # [B,S',Q,C]
-        lags = [lag for lag in self.config.lags if lag < t]
         now = series[:, -1]
         everyone = torch.stack([_filled(now, math.inf).amin(1), _filled(now, -math.inf).amax(1), now.nanmean(1)], dim=-1)
         everyone = torch.where(everyone.isinf(), math.nan, everyone).flatten(1)

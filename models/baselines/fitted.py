@@ -18,6 +18,7 @@ class Fitted:
 
     tasks: frozenset[str] = frozenset(TASKS)
     levels: tuple[float, ...] = ()
+    crossfit: ClassVar[bool] = False
     parts: ClassVar[tuple[str, ...]]
 
     def __init__(self, info: DatasetInfo) -> None:

@@ -29,6 +29,7 @@ class RidgePropagator(Fitted):
         held: int = Field(5, ge=2)  # every so many batches is kept to measure the spread
         kriging: Kriging.Config = Kriging.Config.model_validate({"covariance": "matern52", "nugget": False})
 
+    crossfit = True
     # box [2,D], maps [L,J*C+1,J*C] and small [L,C] and variance [L,C] by lead
     parts = ("box", "maps", "small", "variance", *(f"kriging.{name}" for name in Kriging.parts))
 
