@@ -14,6 +14,7 @@ import yaml
 from models import registry
 from pipeline import params
 from pipeline.__main__ import STAGES
+from pipeline.simulate import EQUATIONS
 from tests.imports import ROOT, closure
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -69,7 +70,8 @@ def code_of(stage: dict) -> list[str]:
 
 def closure_of(stage: dict) -> set[Path]:
     """What the stage can import: from its entry points, and from what it loads by import string (sources, equations, models)."""
-    registered = [Path(dep) for dep in code_of(stage) if re.match(r"pipeline/sources/|models/\w+\.py|pipeline/navier_stokes", dep)]
+    equations = {f"{module.replace('.', '/')}.py" for module in EQUATIONS.values()} if commands(stage)[0][3] == "simulate" else set()
+    registered = [Path(dep) for dep in code_of(stage) if dep in equations or re.match(r"pipeline/sources/|models/\w+\.py", dep)]
     folders = [ROOT / dep for dep in code_of(stage) if (ROOT / dep).is_dir()]
     registered += [path.relative_to(ROOT) for folder in folders for path in sorted(folder.rglob("*.py"))]
     return closure(Path("pipeline/__main__.py"), *(Path(f"pipeline/{words[3]}.py") for words in commands(stage)), *registered)
