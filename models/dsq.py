@@ -20,7 +20,8 @@ sensors joins the sparse encoder, calendar features of a query join the decoder,
 What differs from the released program, whose transformer regresses continuous latents and never uses an index: `paper` and `improved`
 predict indices, as the abstract has it; the target of `sense` is a teacher that does read the dense field, and from whose weights the
 sparse encoder starts; the codes are in the path of every forecast; the projected target of `regress` is detached; times enter as Fourier
-features. `improved` also: codes are moving averages and start again when unused, and frequencies on a torus are whole numbers.
+features. `improved` also: codes are moving averages, start again when unused and do not carry the mean of the latents, and
+frequencies on a torus are whole numbers.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ from models.layers import Fourier
 from models.quantizer import Quantized, Quantizer, perplexity, usage
 from models.senseiver import Decoder, Encoder, LatentSizes
 
-_LEARNED = {"spacing": "linear", "codebook": "learned", "restart": 0.0}
+_LEARNED = {"spacing": "linear", "codebook": "learned", "restart": 0.0, "centred": False}
 _REGRESS = {"width": 2048, "depth": 12, "heads": 8}
 MODES: dict[str, dict[str, Any]] = {
     "paper": {"head": "index", **_LEARNED},
-    "improved": {"head": "index", "codebook": "average", "restart": 0.1},
+    "improved": {"head": "index", "codebook": "average", "restart": 0.1, "centred": True},
     "released": {"head": "regress", **_LEARNED, **_REGRESS, "code_width": 512, "hidden": 2048, "match_weight": 0.01},
 }
 _ROWS = 1 << 16  # query rows that predict holds at a time; bounds its memory
@@ -67,6 +68,7 @@ class DsqConfig(LatentSizes):
     codebook: Literal["learned", "average"]
     decay: float = Field(default=0.99, gt=0, lt=1)  # of the moving averages of codes and their uses
     restart: float = Field(ge=0, lt=1)  # a code used less than this share of an even use starts again; 0: never
+    centred: bool  # codes do not carry the mean of the latents
     match_weight: float = Field(default=1.0, ge=0)  # of the distance between sparse and dense latents before quantisation
     # time
     head: Literal["index", "regress"]
@@ -120,7 +122,7 @@ class Dsq(FieldModel):
         self.encoder, self.decoder = Encoder(c, info), Decoder(c, info)
         decay = c.decay if c.codebook == "average" else None
         quantizer = Quantizer(c.codes, c.code_width, c.commitment, decay, c.restart)
-        self.coder = LatentCodes(c.latents, c.channels, c.codes_per_frame, c.hidden, c.residual_hidden, c.code_width, quantizer)
+        self.coder = LatentCodes(c.latents, c.channels, c.codes_per_frame, c.hidden, c.residual_hidden, c.code_width, quantizer, c.centred)
         self.sparse = Encoder(c, info, len(info.context_covariates))
         self.time = Fourier(1, c.time_bands, max(1.0, c.horizon / 2))
         self.calendar = bool(info.time_origin) and info.time_unit == "h"
@@ -153,7 +155,7 @@ class Dsq(FieldModel):
             part.requires_grad_(True)
 
     def loss(self, batch: FieldBatch) -> dict[str, Tensor]:
-        """Scalar terms, errors as means of squares: `loss` of the phase begun last, and beside it
+        """Scalar terms, errors as means of squares, those of latents in the coder's units: `loss` of the phase begun last, and beside it
 
         - quantize: `latent_mse`, `field_mse`, `perplexity` and `usage` of the codebook in this batch, `round_trip`, the share of codes that
           their own reconstruction has again;
@@ -193,8 +195,10 @@ class Dsq(FieldModel):
         known = frame.mask[:, 0].any(-1)
         with torch.no_grad():
             dense = self._seen(self.encoder, frame)
+            if self.training:
+                self.coder.observe(dense[known])
         coded, latents = self._coded(dense, known, learn=True)
-        latent_mse = _mean((latents - dense).square().mean((1, 2)), known)
+        latent_mse = self._latent_mse(latents, dense, known)
         field_mse = self._field_mse(latents, frame)
         with torch.no_grad():
             again = self.coder.quantizer(self.coder.features(latents)).index
@@ -216,13 +220,12 @@ class Dsq(FieldModel):
             aim, _ = self._coded(dense)
         sparse = self._seen(self.sparse, batch.context)
         coded, latents = self._coded(sparse)
-        before = _mean((sparse - dense).square().mean((1, 2)), known)
-        after = _mean((latents - dense).square().mean((1, 2)), known)
+        before, after = self._latent_mse(sparse, dense, known), self._latent_mse(latents, dense, known)
         mean = (dense * known[:, None, None]).sum(0) / known.sum().clamp(min=1)
         return {
             "loss": after + self.config.match_weight * before,
             "latent_mse": before.detach(),
-            "latent_variance": _mean((dense - mean).square().mean((1, 2)), known),
+            "latent_variance": self._latent_mse(mean, dense, known),
             "code_agreement": _mean((coded.index == aim.index).double().mean(1), known),
         }
 
@@ -246,7 +249,7 @@ class Dsq(FieldModel):
             clock = self._clock(context, s)
         if isinstance(self.forecaster, RegressTransformer):
             ahead, token, aim = self.forecaster(latents, clock)
-            latent_mse = _mean((ahead - latents[:, 1:]).square().mean((2, 3)), known)
+            latent_mse = self._latent_mse(ahead, latents[:, 1:], known)
             token_mse = _mean((token - aim).square().mean(2), known)
             return {"loss": latent_mse + self.config.token_weight * token_mse, "latent_mse": latent_mse.detach()}
         logits = self.forecaster(index, clock)
@@ -315,6 +318,10 @@ class Dsq(FieldModel):
             covariate = None if frames.covariate is None else frames.covariate[:, -1]
             return encoder(frames.position[:, -1], frames.value[:, -1], frames.mask[:, -1], covariate)
         return encoder(frames.position.flatten(0, 1), frames.value.flatten(0, 1), frames.mask.flatten(0, 1))
+
+    def _latent_mse(self, latents: Tensor, aim: Tensor, known: Tensor) -> Tensor:
+        """Latents [...,M,c] against others where known [...], in the units of the coder."""
+        return _mean((self.coder.unit(latents) - self.coder.unit(aim)).square().mean((-2, -1)), known)
 
     def _field_mse(self, latents: Tensor, frame: Frames) -> Tensor:
         """Latents [B,M,c] decoded at the points of the one frame [B,1,Q] against its values."""
