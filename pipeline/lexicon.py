@@ -43,6 +43,7 @@ VARIABLES = {
         Variable("vorticity", "vorticity", "1", None, (None, None), (None, None)),
         Variable("curve_x", "first coordinate of a curve", "1", None, (None, None), (None, None)),
         Variable("curve_y", "second coordinate of a curve", "1", None, (None, None), (None, None)),
+        Variable("velocity", "velocity", "1", None, (None, None), (None, None)),
         Variable("signal", "random signal", "1", None, (None, None), (None, None)),
         *(Variable(name, f"{name} (share)", "1", None, (0, 1), (0, 1), share=True) for name in ("susceptible", "infected", "recovered")),
     )

@@ -28,8 +28,10 @@ from pipeline import atomic, fields, trajectories, workers
 from pipeline.params import ParamsError, Section
 
 EQUATIONS = {
+    "burgers": "pipeline.burgers",
     "epidemic": "pipeline.epidemic",
     "gaussian_process": "pipeline.gaussian_process",
+    "kuramoto_sivashinsky": "pipeline.kuramoto_sivashinsky",
     "navier_stokes": "pipeline.navier_stokes",
     "spirals": "pipeline.spirals",
 }

@@ -163,7 +163,7 @@ def test_seeds_and_roles() -> None:
         ({"interval": 0.505}, "interval must be a whole number of steps"),
         ({"validation_trajectories": 5}, "leaves none for training"),
         ({"nu": 1e-3}, r"simulate\.ns\.nu: unknown key; known in simulate\.ns: .*equation, viscosity"),
-        ({"equation": "burgers"}, "unknown equation 'burgers'"),
+        ({"equation": "heat"}, "unknown equation 'heat'"),
         ({"dt": 0}, r"simulate\.ns\.dt: "),
     ],
 )
