@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-RUNS = (("ingest", "--rows", "1000000"), ("batches",), ("scent",), ("overhead",))
+RUNS = (("ingest", "--rows", "1000000"), ("batches",), ("scent",), ("senseiver",), ("parity_senseiver",), ("overhead",))
 
 
 def main() -> int:
