@@ -30,6 +30,7 @@ SOURCES = {
     "beijing": "pipeline.sources.beijing",
     "era5": "pipeline.sources.era5",
     "kolkata": "pipeline.sources.kolkata",
+    "simulations": "pipeline.sources.simulations",
 }
 
 
