@@ -28,7 +28,7 @@ Modes, each switch of which is a key of `Config` of its own:
   is asked, and derivatives are those of each token alone; the answer is the interpolation (or the background) plus a correction that starts
   at zero; the data term is at the query; pre-norm; Fourier features of the coordinates.
 
-Attention is written out in products and a softmax: the fused kernels have no second derivative, which the loss needs.
+Attention and layer norms are written out: the fused kernels have no derivatives of the order that the loss needs.
 Not in the paper: covariates, the background, forecasts, and leaving the derivative terms out where gradients are off (validation).
 """
 
@@ -114,7 +114,19 @@ class Tokens:
     value: Tensor  # [B,S,C] the value that goes with the coordinate
     at: Tensor  # [B,S,A]
     mask: Tensor  # [B,S]
-    covariate: Tensor | None = None  # [B,S,F]
+    covariate: Tensor | None = None  # [B,S,d] embedded
+    scale: Tensor | None = None  # [B,S,C] of the background
+    truth: Tensor | None = None  # [B,S,C]
+
+    def compact(self) -> Tokens:
+        """Without what is masked in every sample; the order of the others stays."""
+        order = (~self.mask).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(1, int(self.mask.sum(1).max()))]
+
+        def kept(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.gather(1, order.unsqueeze(-1).expand(*order.shape, x.shape[-1]))
+
+        parts = {name: kept(getattr(self, name)) for name in ("value", "at", "covariate", "scale", "truth")}
+        return Tokens(mask=self.mask.gather(1, order), **parts)  # type: ignore[arg-type]
 
 
 class Cst(FieldModel):
@@ -131,10 +143,10 @@ class Cst(FieldModel):
         self.place = Place(c, len(info.space), info.period)
         self.context_covariate = nn.Linear(len(info.context_covariates), width, bias=False) if info.context_covariates else None
         self.query_covariate = nn.Linear(len(info.query_covariates), width, bias=False) if info.query_covariates else None
-        self.norm = nn.LayerNorm(width, eps=1e-12)
+        self.norm = Norm(width)
         self.drop = nn.Dropout(c.dropout)
         self.layers = nn.ModuleList(Layer(c) for _ in range(c.layers))
-        self.inner, self.norm_out = nn.Linear(width, width), nn.LayerNorm(width, eps=1e-12)
+        self.inner, self.norm_out = nn.Linear(width, width), Norm(width)
         self.out = nn.Linear(width, channels, bias=False)
         if c.anchored:
             nn.init.zeros_(self.out.weight)
@@ -154,8 +166,8 @@ class Cst(FieldModel):
         if query.value is None:
             raise ValueError("the query has no values: there is nothing to train on")
         known = series(context, self.info.step, self.info.period)
-        real = self._real(context, query)
-        asked = self._asked(known, context, query)
+        real = self._real(context, query).compact()
+        asked = self._asked(known, context, query).compact()
         smooth = torch.is_grad_enabled() and c.order > 0 and c.mu > 0
         leaf, rest = self._draw(known, context)
         leaf.requires_grad_(smooth and c.derivative == "coordinates")
@@ -167,7 +179,8 @@ class Cst(FieldModel):
 
         if c.targets == "query":
             found = self._at(real, [asked, dummy] if smooth else [asked])
-            truth, mask, got = query.value.flatten(1, 2), asked.mask, self._anchor(found[0], asked, query)
+            truth, mask, got = asked.truth, asked.mask, self._anchor(found[0], asked)
+            assert truth is not None
         else:
             found = self._at(real, [real, dummy])
             truth, mask, got = real.value, real.mask, found[0] + real.value if c.anchored else found[0]
@@ -188,7 +201,7 @@ class Cst(FieldModel):
         self.eval()
         try:
             known = series(context, self.info.step, self.info.period)
-            real = self._real(context, query)
+            real = self._real(context, query).compact()
             memory = self._memory(real) if self.config.sees == "real" else None
             b, s, q = query.mask.shape
             rows = max(1, b * s * max(self.config.heads * context.mask[0].numel(), known.place.shape[1] * len(self.info.space)))
@@ -198,7 +211,7 @@ class Cst(FieldModel):
                 part = query.points(slice(start, start + chunk))
                 asked = self._asked(known, context, part)
                 found = self._read(asked, memory)[0] if memory is not None else self._at(real, [asked])[0]
-                parts.append(FieldPrediction(self._anchor(found, asked, part).unflatten(1, (s, -1))))
+                parts.append(FieldPrediction(self._anchor(found, asked).unflatten(1, (s, -1))))
             return FieldPrediction.concatenate(parts)
         finally:
             self.train(training)
@@ -216,7 +229,7 @@ class Cst(FieldModel):
         self.eval()
         try:
             known = series(context, self.info.step, self.info.period)
-            asked, real = self._asked(known, context, query), self._real(context, query, compact=False)
+            asked, real = self._asked(known, context, query), self._real(context, query)
             if self.config.sees == "real":
                 maps = self._read(asked, self._memory(real))[1]
             else:
@@ -247,8 +260,7 @@ class Cst(FieldModel):
         """Frames after the first one and model position of coordinates."""
         return at[..., 0] * self._window(context), 2 * at[..., 1:] - 1
 
-    def _real(self, context: Frames, query: Frames, compact: bool = True) -> Tokens:
-        """All observations as tokens; `compact` leaves out what is masked in every sample."""
+    def _real(self, context: Frames, query: Frames) -> Tokens:
         assert context.value is not None
         if query.background is not None and not self.config.anchored:
             raise ValueError("without `anchored` the answer is no correction, and a background cannot be taken: set background to null")
@@ -260,15 +272,7 @@ class Cst(FieldModel):
         covariate = None
         if self.context_covariate is not None and context.covariate is not None:
             covariate = self.context_covariate(context.covariate.masked_fill(~context.mask.unsqueeze(-1), 0)).flatten(1, 2)
-        value = context.value.masked_fill(~context.mask.unsqueeze(-1), 0).flatten(1, 2)
-        if not compact:
-            return Tokens(value, at, shown, covariate)
-        order = (~shown).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(1, int(shown.sum(1).max()))]
-
-        def kept(x: Tensor) -> Tensor:
-            return x.gather(1, order.unsqueeze(-1).expand(*order.shape, x.shape[-1]))
-
-        return Tokens(kept(value), kept(at), shown.gather(1, order), None if covariate is None else kept(covariate))
+        return Tokens(context.value.masked_fill(~context.mask.unsqueeze(-1), 0).flatten(1, 2), at, shown, covariate)
 
     def _coordinates(self, context: Frames, query: Frames) -> Tensor:
         """[B,S*Q,A]; raises ValueError outside the window."""
@@ -291,7 +295,8 @@ class Cst(FieldModel):
         covariate = None
         if self.query_covariate is not None and query.covariate is not None:
             covariate = self.query_covariate(query.covariate).flatten(1, 2)
-        return Tokens(value, at, query.mask.flatten(1), covariate)
+        scale, truth = (None if x is None else x.flatten(1, 2) for x in (query.background_scale, query.value))
+        return Tokens(value, at, query.mask.flatten(1), covariate, scale, truth)
 
     def _interpolated(self, known: Series, at: Tensor, context: Frames) -> Tensor:
         return known.at(*self._time_place(at, context))[0]
@@ -321,13 +326,11 @@ class Cst(FieldModel):
 
     # ---- the network
 
-    def _anchor(self, found: Tensor, asked: Tokens, query: Frames) -> Tensor:
+    def _anchor(self, found: Tensor, asked: Tokens) -> Tensor:
         """The answer [B,S*Q,C] from what the network gave."""
         if not self.config.anchored:
             return found
-        if query.background_scale is not None:
-            found = found * query.background_scale.flatten(1, 2)
-        return asked.value + found
+        return asked.value + (found if asked.scale is None else found * asked.scale)
 
     def _at(self, real: Tokens, parts: list[Tokens]) -> list[Tensor]:
         """What the network gives [B,S,C] at each part; the first part may be the real tokens themselves."""
@@ -407,6 +410,19 @@ class Place(nn.Module):
         return self.linear(at)
 
 
+class Norm(nn.Module):
+    """Layer norm of (...,d), written out: the fused one takes its mean and scale as constants from the third derivative on, and the loss
+    differentiates second derivatives once more."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        return centred * (centred.square().mean(-1, keepdim=True) + 1e-12).rsqrt() * self.weight + self.bias
+
+
 class Layer(nn.Module):
     """Attention and feed-forward, each with its residual and its norm before or after."""
 
@@ -415,7 +431,7 @@ class Layer(nn.Module):
         width = config.width
         self.heads, self.pre = config.heads, config.norm == "pre"
         self.query, self.key, self.val, self.mix = (nn.Linear(width, width) for _ in range(4))
-        self.norm_attention, self.norm_ffn = nn.LayerNorm(width, eps=1e-12), nn.LayerNorm(width, eps=1e-12)
+        self.norm_attention, self.norm_ffn = Norm(width), Norm(width)
         self.ffn = nn.Sequential(nn.Linear(width, config.ffn), nn.GELU(), nn.Linear(config.ffn, width))
         self.drop_weights, self.drop = nn.Dropout(config.attention_dropout), nn.Dropout(config.dropout)
 
