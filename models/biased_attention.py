@@ -39,7 +39,7 @@ Backend = Literal["dense", "tiled", "flex"]
 
 START: dict[Form, tuple[float, ...]] = {"rbf": (1, 1), "exponential": (1, 1), "tisa": (1, 1, 0), "scalar": (-1,)}  # a, b, c of every basis
 _TILE = 1 << 20  # logits in a tile; bounds the memory of `tiled`
-_FLEX_ROWS = 1024  # queries that `flex` answers at once
+_FLEX_BLOCK = 1024  # queries that `flex` answers at once; its keys come in multiples of that
 _NOWHERE = -1e30  # a logit far below any other
 _GHOST = 2.0  # marks the ghost beside keys that are seen (1) or not (0)
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class DistanceBias(nn.Module):
     def forward(self, query: Tensor, key: Tensor) -> Group:
         """query [R|1,N,D], key [R|1,M,D]."""
         weights = tuple(self.weights)
-        if not torch.is_grad_enabled() and all(torch.equal(w, w[:, :1].expand_as(w)) for w in weights):
+        if not torch.is_grad_enabled() and all(torch.equal(w, w[:, :1].expand_as(w)) for w in weights[1:]):
             weights = (weights[0].sum(1, keepdim=True), *[w[:, :1] for w in weights[1:]])  # equal bases cost one
         return Group(query, key, weights, self.form, self.metric, self.period)
 
@@ -328,8 +328,8 @@ def flex_obstacle(q: Tensor, k: Tensor, v: Tensor, groups: Sequence[Group]) -> s
     """Why FlexAttention cannot answer this call; None where it can.
 
     It must not need gradients (the CPU kernel has none, and those of bias weights are slow elsewhere) nor double precision, and must
-    compile on this machine for these rows, heads, widths and groups. That is tried once for each, with a few points, and takes some ten
-    seconds; a failure is logged.
+    compile on this machine for these rows, heads, widths, groups and thousands of keys. That is tried once for each, with one query, and
+    takes some ten seconds; a failure is logged.
     """
     inputs = [q, k, v, *[w for group in groups for w in group.weights]]
     if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
@@ -337,15 +337,19 @@ def flex_obstacle(q: Tensor, k: Tensor, v: Tensor, groups: Sequence[Group]) -> s
     if q.dtype == torch.float64:
         return "double precision"
     kinds = tuple((g.form, g.metric, g.period, g.query.shape[-1], g.weights[0].shape[-1]) for g in groups)
-    return _flex_failure(q.device, q.dtype, (*q.shape[:2], q.shape[-1], v.shape[-1]), kinds)
+    return _flex_failure(q.device, q.dtype, (*q.shape[:2], q.shape[-1], v.shape[-1]), k.shape[2] // _FLEX_BLOCK, kinds)
 
 
 @cache
 def _flex_failure(
-    device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...], kinds: tuple[tuple[Form, Metric, float | None, int, int], ...]
+    device: torch.device,
+    dtype: torch.dtype,
+    sizes: tuple[int, ...],
+    blocks: int,
+    kinds: tuple[tuple[Form, Metric, float | None, int, int], ...],
 ) -> str | None:
     rows, heads, width, value_width = sizes
-    keys = 2 * _FLEX_ROWS
+    keys = blocks * _FLEX_BLOCK
 
     def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=device)
@@ -365,30 +369,33 @@ def _flex_failure(
 
 @cache
 def _compiled() -> Any:
-    return torch.compile(_flex_rows, dynamic=True)
+    return torch.compile(_flex_rows, dynamic=False)  # with lengths as symbols some shapes become code that does not compile
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, groups: Sequence[Group], ghost: float | None) -> Tensor:
-    """One more key, the last, is the ghost, of value zero; without a ghost it is far below any logit, and keeps sums from being empty."""
-    r, h, m, _ = k.shape
-    q = q.detach()  # parameters are refused even where no gradient is kept
-    k, v = (torch.cat([x.detach(), x.new_zeros(r, h, 1, x.shape[-1])], 2) for x in (k, v))
-    seen = torch.ones(r, m + 1, device=k.device)
-    if mask is not None:
-        seen[:, :m] = mask.to(seen.dtype)
-    seen[:, m] = _GHOST
-    places = [torch.cat([g.key, g.key.new_zeros(len(g.key), 1, g.key.shape[-1])], 1).expand(r, -1, -1).contiguous() for g in groups]
+    """Lengths are filled up to multiples of _FLEX_BLOCK, so that few are compiled. The last key is the ghost, of value zero; where there is
+    none, its logit is far below any other and keeps sums from being empty."""
+    r, _, m, _ = k.shape
+    more_queries, more_keys = -q.shape[2] % _FLEX_BLOCK, -(m + 1) % _FLEX_BLOCK + 1
+
+    def filled(x: Tensor, more: int) -> Tensor:
+        return F.pad(x.detach(), (0, 0, 0, more))  # detached: parameters are refused even where no gradient is kept
+
+    q, k, v = filled(q, more_queries), filled(k, more_keys), filled(v, more_keys)
+    seen = torch.zeros(r, k.shape[2], device=k.device)
+    seen[:, :m] = 1 if mask is None else mask.to(seen.dtype)
+    seen[:, -1] = _GHOST
+    asked = [filled(g.query, more_queries).expand(r, -1, -1) for g in groups]
+    places = [filled(g.key, more_keys).expand(r, -1, -1).contiguous() for g in groups]
     weights = [tuple(w.detach() for w in g.weights) for g in groups]
     plain = tuple((g.form, g.metric, g.period) for g in groups)
     last = torch.tensor(_NOWHERE if ghost is None else ghost, dtype=torch.float32, device=k.device)
-    short = -q.shape[2] % _FLEX_ROWS  # all calls with the same number of queries: one compilation serves them
-    q, asked = F.pad(q, (0, 0, 0, short)), [F.pad(g.query, (0, 0, 0, short)).expand(r, -1, -1) for g in groups]
     parts = []
-    for rows in _tiles(q.shape[2], _FLEX_ROWS):
-        with torch._dynamo.config.patch(specialize_float=True):  # the period is a constant of the kernel
+    for rows in _tiles(q.shape[2], _FLEX_BLOCK):
+        with torch._dynamo.config.patch(recompile_limit=256, fail_on_recompile_limit_hit=True):  # else it silently holds all logits
             at = [x[:, rows].contiguous() for x in asked]
             parts.append(_compiled()(q[:, :, rows].contiguous(), k, v, seen, at, places, weights, plain, last))
-    return torch.cat(parts, 2)[:, :, : q.shape[2] - short]
+    return torch.cat(parts, 2)[:, :, : q.shape[2] - more_queries]
 
 
 def _flex_rows(
