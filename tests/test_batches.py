@@ -195,6 +195,38 @@ def test_leads_are_drawn_evenly_and_without_repeats() -> None:
     assert np.abs(share - 0.25).max() < 0.03
 
 
+def test_negative_leads_ask_about_the_frames_of_the_context() -> None:
+    w = Windows(context_frames=6, min_lead=-4, max_lead=1, batch=2000, query_frames=2)
+    batch = TrainingBatches(STATIONS, w, 0)[0]
+    lead = (batch.query.time - batch.context.time[:, -1:]).numpy().astype(int)
+    assert (lead[:, 0] < lead[:, 1]).all()
+    assert np.abs(np.bincount(lead.ravel() + 4, minlength=6) / lead.size - 1 / 6).max() < 0.03
+    for b, s in np.argwhere(lead < 0)[:50]:
+        now = batch.context.sensor[b, 5 + lead[b, s]].tolist()  # type: ignore[index]
+        for q in batch.query.mask[b, s].nonzero()[:, 0]:
+            n = now.index(int(batch.query.sensor[b, s, q]))  # type: ignore[index]
+            assert batch.query.value[b, s, q] == batch.context.value[b, 5 + lead[b, s], n]  # type: ignore[index]
+    with pytest.raises(ValueError, match="min_lead is -6, but a window of 6 frames begins at -5"):
+        Windows(context_frames=6, min_lead=-6, max_lead=0, batch=1)
+
+
+def test_cases_measure_negative_leads_against_the_frame_asked_for() -> None:
+    start = STATIONS["frame/obs_start"]
+    part = next(cases(STATIONS, "test", 4, [-3, -1, 0, 2], 8))
+    frame = STATIONS["cases/frame"][part.index]
+    assert torch.equal(part.batch.query.time - part.batch.context.time[:, -1:], torch.tensor([[-3.0, -1, 0, 2]]).double().expand(8, 4))
+    for b in range(8):
+        for s, lead in enumerate((-3, -1, 0, 0)):  # from now on it is the newest frame that counts
+            rows = slice(*start[[frame[b] + lead, frame[b] + lead + 1]])
+            seen = [k for k in STATIONS["obs/sensor"][rows] if STATIONS["sensor/role"][k] == sensors.CONTEXT]
+            place = STATIONS["sensor/position"]
+            asked = part.batch.query.sensor[b, s].tolist()  # type: ignore[index]
+            expected = [np.linalg.norm(place[k] - place[seen], axis=1).min() for k in asked]
+            assert np.allclose(part.distance[b, s], expected, atol=1e-4)
+    with pytest.raises(ValueError, match="leads must lie after -4, where the context begins"):
+        next(cases(STATIONS, "test", 4, [-4], 8))
+
+
 def test_moving_sensors_are_asked_what_they_reported() -> None:
     moving = replace(
         changed(STATIONS, obs__sensor=np.full(len(STATIONS["obs/value"]), -1)),
