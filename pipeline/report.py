@@ -132,8 +132,8 @@ def data_facts(dataset: SensorDataset) -> list[tuple[str, str]]:
         usual = int(np.median(np.diff(np.asarray(dataset["frame/obs_start"]))))
         facts.append(("Sensors without a fixed place", f"{int(moving.sum()):,} observations, {usual:,} in the usual frame"))
     if dataset.has_truth:
-        rows, columns = map(int, dataset["truth/shape"])
-        facts.append(("Dense truth", f"{rows} x {columns} points, scored at all of them"))
+        shape = " x ".join(str(int(size)) for size in dataset["truth/shape"])
+        facts.append(("Dense truth", f"{shape} points, scored at all of them"))
     extent = f"{2 * info.half_extent:.4g} across"
     facts.append(
         (
@@ -323,9 +323,9 @@ def unbeaten(skills: pd.DataFrame, variable: str, stratum: str) -> list[str]:
 
 
 def field_figures(params: Params, dataset: SensorDataset, table: Table, examples: pd.DataFrame) -> list[Markup]:
-    """Truth, prediction, error and background of the first example case, for gridded truth."""
+    """Truth, prediction, error and background of the first example case, for truth on a grid of two axes."""
     gridded = examples[examples["kind"] == GRID_POINT]
-    if gridded.empty:
+    if gridded.empty or len(dataset["truth/shape"]) != 2:
         return []
     case = int(gridded["case"].min())
     frame = int(np.asarray(dataset["cases/frame"])[case])

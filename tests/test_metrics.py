@@ -163,3 +163,19 @@ def test_few_blocks_give_no_interval() -> None:
     low, high = bootstrap.interval(METRICS["bias"].value(bootstrap.resample({"error": np.arange(4.0), "n": np.ones(4)}, drawn)), 4)
     assert np.isnan(low)
     assert np.isnan(high)
+
+
+def test_nll_of_a_gaussian_is_in_model_units_and_that_of_shares_a_cross_entropy() -> None:
+    """By hand: in units of std 2 the errors are 0.5, 0, -1.5, 0.5 and the scale 0.5."""
+    outcome = Outcome(TRUTH, MEAN, scale=np.full((4, 1), 1.0), std=np.array([2.0]))
+    expected = np.mean([0.5 * np.log(2 * np.pi) + np.log(0.5) + 0.5 * e**2 for e in (1, 0, -3, 1)])
+    assert value("nll", outcome) == pytest.approx(expected)
+    assert value("nll", outcome, [slice(0, 1), slice(1, 4)]) == pytest.approx(expected)
+    exact = Outcome(TRUTH, TRUTH, scale=np.zeros((4, 1)))
+    assert value("nll", exact) == pytest.approx(0.5 * np.log(2 * np.pi) + np.log(1e-3))
+    assert np.isnan(value("nll", Outcome(TRUTH, MEAN)))
+    states = np.array([[1.0, 0, 0], [0, 1, 0]])
+    said = np.array([[0.5, 0.3, 0.2], [0.9, 0.0, 0.1]])
+    shares = Outcome(states, said, shares=True).nll()
+    assert shares is not None
+    assert shares.sum(axis=1).tolist() == pytest.approx([-np.log(0.5), -np.log(1e-6)])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline import burgers, fields, kuramoto_sivashinsky, params, sensors, simulate, subsample, trajectories, validate
+from pipeline import burgers, fields, forecast, kuramoto_sivashinsky, params, sensors, simulate, subsample, trajectories, validate
 from pipeline.batches import TrainingBatches, Windows, cases
+from tests import worlds
 from tests.test_tasks import GATE
 
 COUNTS = {"trajectories": 5, "validation_trajectories": 1, "test_trajectories": 2, "seed": 3}
@@ -169,3 +171,10 @@ def test_a_ring_becomes_a_sensor_dataset(tmp_path: Path, raw: dict[str, Any], st
 def test_wrong_parameters_are_named(raw: dict[str, Any], change: dict[str, Any], message: str) -> None:
     with pytest.raises(params.ParamsError, match=message):
         section(raw, **change)
+
+
+def test_a_forecast_map_needs_two_axes() -> None:
+    dataset = worlds.waves()
+    ring = replace(dataset, info=replace(dataset.info, space=("x",), centre=(0.5,)))
+    with pytest.raises(ValueError, match="a forecast is a map of x and y: waves has the axes x"):
+        forecast.output_grid(ring, forecast.Params(init="case", max_lead=1))
