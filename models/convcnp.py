@@ -102,9 +102,13 @@ class Depthwise(nn.Module):
         if space > 3:
             raise ValueError(f"space has {space} axes, convolutions know at most 3")
         kind: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[space - 1]
-        self.convolution = kind(width, width, size, padding=size // 2, groups=width, padding_mode="circular" if circular else "zeros")
+        self.convolution = kind(width, width, size, padding=0 if circular else size // 2, groups=width)
+        self.wrap = size // 2 if circular else 0
 
     def forward(self, x: Tensor) -> Tensor:
+        # Wrapped by hand while the channels are last in memory: the gradient of a depthwise convolution takes a third of the time there.
+        for axis in range(1, x.ndim - 1) if self.wrap else ():
+            x = torch.cat([x.narrow(axis, x.shape[axis] - self.wrap, self.wrap), x, x.narrow(axis, 0, self.wrap)], axis)
         return self.convolution(x.movedim(-1, 1)).movedim(1, -1)
 
 
