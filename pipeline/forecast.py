@@ -173,7 +173,7 @@ def usual_network(dataset: SensorDataset, counts: np.ndarray) -> int:
 def output_grid(dataset: SensorDataset, params: Params) -> Grid:
     """The grid of the dense truth, or square cells over the sensors' bounding box with a margin."""
     if len(dataset.info.space) != 2 or (dataset.has_truth and len(dataset["truth/shape"]) != 2):
-        raise ValueError(f"a forecast is a map of x and y: {dataset.info.name} has the axes {', '.join(dataset.info.space)} and no such grid")
+        raise ValueError(f"a forecast is a map of x and y: {dataset.info.name} has the axes {', '.join(dataset.info.space)}")
     if dataset.has_truth:
         rows, columns = map(int, dataset["truth/shape"])
         position = np.asarray(dataset["truth/position"], "f8").reshape(rows, columns, 2)
