@@ -325,7 +325,7 @@ def unbeaten(skills: pd.DataFrame, variable: str, stratum: str) -> list[str]:
 def field_figures(params: Params, dataset: SensorDataset, table: Table, examples: pd.DataFrame) -> list[Markup]:
     """Truth, prediction, error and background of the first example case, for truth on a grid of two axes."""
     gridded = examples[examples["kind"] == GRID_POINT]
-    if gridded.empty or len(dataset["truth/shape"]) != 2:
+    if gridded.empty or len(dataset["truth/shape"]) != 2 or 1 in dataset["truth/shape"]:
         return []
     case = int(gridded["case"].min())
     frame = int(np.asarray(dataset["cases/frame"])[case])

@@ -38,8 +38,8 @@ def against_best(table: Table, model: str, metric: str, variable: str, stratum: 
 
 
 def primary(table: Table, task: str) -> str | None:
-    """The stratum that speaks for a task in this dataset."""
-    present = set(table.rows["stratum"])
+    """The stratum that speaks for a task in this dataset; None where no lead of it was scored."""
+    present = set(table.select(task=task)["stratum"])
     return next((stratum for stratum in _TASKS[task][0] if stratum in present), None)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from models.baselines.linear_time import LinearTime
-from pipeline import evaluate, fields, params, sensors, simulate, spirals, subsample
+from pipeline import evaluate, fields, params, sensors, simulate, spirals, subsample, verdict
 from pipeline.batches import TrainingBatches, Windows, cases
 from pipeline.strategies import Layout
 
@@ -200,6 +200,9 @@ def test_linear_interpolation_is_the_floor_and_is_scored_at_unobserved_frames(in
         found = table.select(metric="mse", variable=name, stratum="between")["value"]
         assert found.mean() == pytest.approx(value, rel=1e-4)
         assert f"MSE {found.mean():.4g} ({name}, between)" in evaluate.overall(table)
+    assert [line.partition(":")[0] for line in verdict.headline(table)] == [
+        f"Interpolation of {name} at grid points without a sensor" for name in spirals.VARIABLES
+    ]  # no forecast was scored, and none is spoken of
     part = next(cases(dataset, "test", 100, leads, 4))
     prediction = floor.predict(part.batch.context, part.batch.query)
     assert prediction.scale is not None
