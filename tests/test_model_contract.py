@@ -72,7 +72,7 @@ SMALL: dict[str, dict[str, Any]] = {
 LARGER: dict[str, dict[str, Any]] = {
     "bsa_tnp": {"width": 16, "embed": True, "minimum_std": 0.3},  # by heart is by place; a smaller deviation makes the likelihood steep
     "aroma": {"width": 32, "channels": 8, "head_width": 16, "field_width": 32, "dropout": (0.0,)},
-    "convcnp": {"width": 24, "kernel_size": 5},
+    "convcnp": {"width": 32, "kernel_size": 5, "head_width": 64},
     "fno": {"width": 24, "modes": 6, "head_width": 32},
     "dsq": {"channels": 32, "query_width": 32, "codes": 32, "hidden": 32},
     "senseiver": {"channels": 32, "query_width": 32},
