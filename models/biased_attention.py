@@ -172,10 +172,10 @@ def _great_circle(query: Sequence[Tensor], key: Sequence[Tensor]) -> Tensor:
     return square.clamp(max=1).sqrt().asin() / half
 
 
-def bases(group: Group, apart: Tensor) -> list[Tensor]:
-    """The F functions of `separation` [R,1,n,m] that the weights a multiply, [R,H,n,m] each."""
+def bases(group: Group, apart: Tensor) -> Iterator[Tensor]:
+    """The F functions of `separation` [R,1,n,m] that the weights a multiply, [R,H,n,m] each, one at a time."""
     rest = zip(*[_by_head(w) for w in group.weights[1:]], strict=True) if len(group.weights) > 1 else [()]
-    return [_basis(group.form, apart, *each) for each in rest]
+    return (_basis(group.form, apart, *each) for each in rest)
 
 
 def _basis(form: Form, apart: Tensor, *rest: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ def _by_head(weight: Tensor) -> Tensor:
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, groups: Sequence[Group], ghost: float | None) -> Tensor:
-    scores, _ = _scores(q, k, mask, groups, slice(None), slice(None))
+    scores, _ = _scores(q, k, mask, groups, slice(None), slice(None), keep=False)
     if ghost is not None:
         scores = torch.cat([scores, scores.new_full((*scores.shape[:3], 1), ghost)], -1)
         v = torch.cat([v, v.new_zeros(*v.shape[:2], 1, v.shape[-1])], 2)
@@ -206,10 +206,10 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, groups: Sequenc
 
 
 def _scores(
-    q: Tensor, k: Tensor, mask: Tensor | None, groups: Sequence[Group], rows: slice, columns: slice
+    q: Tensor, k: Tensor, mask: Tensor | None, groups: Sequence[Group], rows: slice, columns: slice, keep: bool
 ) -> tuple[Tensor, list[tuple[Tensor, list[Tensor]]]]:
-    """Logits [R,H,n,m] of some queries and keys, -inf where a key is not seen, in single precision or better; and what made them, of every
-    group the separation [R|1,1,n,m] and the bases."""
+    """Logits [R,H,n,m] of some queries and keys, -inf where a key is not seen, in single precision or better. `keep` also gives what made
+    them, of every group the separation [R|1,1,n,m] and the bases."""
     scores = (q[:, :, rows] @ k[:, :, columns].transpose(2, 3)).to(_precise(q)) / math.sqrt(q.shape[-1])
     hidden = None if mask is None else ~mask[:, None, None, columns]
     made = []
@@ -219,10 +219,13 @@ def _scores(
         far = ~apart.isfinite()
         hidden = far if hidden is None else hidden | far
         apart = apart.masked_fill(far, 0)  # an infinity that is masked only later still spoils gradients
-        parts = bases(group, apart)
-        for a, part in zip(_by_head(group.weights[0]), parts, strict=True):
+        kept = []
+        for a, part in zip(_by_head(group.weights[0]), bases(group, apart), strict=True):
             scores.addcmul_(a, part)
-        made.append((apart, parts))
+            if keep:
+                kept.append(part)
+        if keep:
+            made.append((apart, kept))
     if hidden is not None:
         scores.masked_fill_(hidden, -torch.inf)
     return scores, made
@@ -247,7 +250,7 @@ class _Tiled(torch.autograd.Function):
             sums = torch.zeros_like(top) if ghost is None else torch.ones_like(top)
             read = total.new_zeros(*shape, v.shape[-1])
             for columns in _tiles(k.shape[2], side):
-                scores, _ = _scores(q, k, mask, groups, rows, columns)
+                scores, _ = _scores(q, k, mask, groups, rows, columns, keep=False)
                 higher = torch.maximum(top, scores.amax(-1, keepdim=True))
                 base = higher.masked_fill(higher.isneginf(), 0)  # nothing seen yet: avoid inf - inf
                 fade = (top - base).exp_()
@@ -274,7 +277,7 @@ class _Tiled(torch.autograd.Function):
         delta = (grad.to(precise) * out.to(precise)).sum(-1, keepdim=True)
         for rows in _tiles(q.shape[2], ctx.side):
             for columns in _tiles(k.shape[2], ctx.side):
-                scores, made = _scores(q, k, mask, groups, rows, columns)
+                scores, made = _scores(q, k, mask, groups, rows, columns, keep=True)
                 share = scores.sub_(total[:, :, rows]).exp_()
                 grad_v[:, :, columns] += share.to(v.dtype).transpose(2, 3) @ grad[:, :, rows]
                 slope = (grad[:, :, rows] @ v[:, :, columns].transpose(2, 3)).to(precise).sub_(delta[:, :, rows]).mul_(share)
