@@ -9,9 +9,9 @@ Paper: Fonseca, Zappala, Ortega Caro, van Dijk, "Continuous Spatiotemporal Trans
     loss = ||y - data||_p + mu * sum over q = 1..k of ||D^q y||_p, the first at known tokens, the second at dummies (models/sobolev.py)
 
 A coordinate is (time in the window, position), each scaled to 0..1; the window runs from the first context frame to `horizon` frames after
-the last one. The value that goes with a coordinate is linear in time and weighted by distance in space (models/interpolation.py); outside
-the data it is the nearest value held, so a forecast corrects persistence (`held` says where). Where the query has a background, that is
-its value instead.
+the last one. The value that goes with a coordinate is linear in time and weighted by distance in space, and outside the data the nearest
+one held (models/baselines/interpolation.py), so a forecast corrects persistence; `held` says where. Where the query has a background, that
+is its value instead.
 
 Shapes::
 
@@ -43,8 +43,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from models import sobolev
+from models.baselines.interpolation import Series, series
 from models.contract import TASKS, DatasetInfo, FieldBatch, FieldModel, FieldPrediction, Frames
-from models.interpolation import Series, series
 from models.layers import Fourier
 
 _PAPER = {"features": "linear", "norm": "post", "sees": "all", "anchored": False, "targets": "real", "squeezed_time": False}

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models import sobolev
+from models.baselines.interpolation import series
 from models.contract import DatasetInfo, FieldBatch, Frames
 from models.cst import Cst, CstConfig, Tokens
-from models.interpolation import series
 from tests import worlds
 
 SMALL: dict[str, Any] = {

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from models.baselines.fitted import FLOOR, Fitted, along, by_lead
+from models.baselines.interpolation import series
 from models.contract import DatasetInfo, FieldBatch, FieldPrediction, Frames
-from models.interpolation import series
 
 _CHUNK = 1 << 20  # pairs of question and place at a time: bounds the memory
 
