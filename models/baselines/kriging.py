@@ -198,6 +198,7 @@ class Kriging(Spatial):
             init_guess={"var": float(gamma.max()), "len_scale": float(lag.mean()), "nugget": 0.0},
             weights=np.sqrt(count) / np.maximum(gamma, 1e-6 * gamma.max()),
             loss="linear",
+            max_eval=100_000,  # a smooth field has a flat optimum, which the default of a few hundred may miss
             **({} if self.config.nugget else {"nugget": False}),
         )
         length = float(model.len_scale) / math.sqrt(SMOOTHNESS[self.config.covariance] if self.config.covariance != "exponential" else 1)
