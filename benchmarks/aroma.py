@@ -27,8 +27,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks import aroma_peer
-from models import diffusion
-from models.aroma import Aroma
+from models.aroma.model import Aroma, diffusion
 from models.contract import FieldBatch
 from tests import worlds
 

@@ -15,7 +15,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from models.aroma import Aroma, AromaConfig
+from models.aroma.model import Aroma, AromaConfig
 from models.contract import DatasetInfo
 
 

@@ -24,15 +24,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from models.biased_attention import Backend, DistanceBias, biased_attention
-from models.bsa_tnp import BsaTnp
+from models.bsa_tnp.biased_attention import Backend, DistanceBias, biased_attention
+from models.bsa_tnp.model import BsaTnp
 from models.contract import Frames
 from tests import worlds
 
 HEADS, WIDTH, ROUNDS = 4, 32, 5
 SIDES: tuple[tuple[Backend, bool], ...] = (("dense", True), ("tiled", True), ("dense", False), ("tiled", False), ("flex", False))
 SIZES: dict[str, dict[str, tuple[int, ...]]] = {  # points of the attention; points of the context, then queries
-    "small": {"attention": (512, 2048), "serving": (1000, 1000, 4000, 16000)},
+    "small": {"attention": (1024,), "serving": (500, 4000, 16_000, 32_000)},
     "cpu": {"attention": (2048, 8192), "serving": (10_000, 1000, 10_000, 100_000)},
     "gpu": {"attention": (2048, 16_384), "serving": (100_000, 10_000, 100_000, 1_000_000)},
 }

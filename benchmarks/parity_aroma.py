@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks import aroma_peer
-from models.aroma import Aroma, divergence
+from models.aroma.model import Aroma, divergence
 from models.contract import DatasetInfo, Frames
 from tests import worlds
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from models.senseiver import Senseiver
+from models.senseiver.model import Senseiver
 from tests import worlds
 
 SIDE, SENSORS, QUERIES, FRAMES = 64, 20, 512, 3

@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from models.contract import FieldBatch
-from models.scent import Scent
+from models.scent.model import Scent
 from tests import worlds
 
 WIDTH, LATENTS, DEPTH, HEADS, BANDS = 64, 64, 4, 4, 16

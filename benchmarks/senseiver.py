@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from benchmarks.parity_senseiver import INFO, SETTINGS, SIDE, peer, peer_modules
 from models.contract import FieldBatch
-from models.senseiver import Senseiver
+from models.senseiver.model import Senseiver
 from tests import worlds
 
 BATCH, SENSORS, QUERIES = 8, 300, 1024

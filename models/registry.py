@@ -6,14 +6,14 @@ from importlib import import_module
 from typing import Any
 
 FIELD_MODELS = {
-    "aroma": "models.aroma:Aroma",
-    "bsa_tnp": "models.bsa_tnp:BsaTnp",
-    "convcnp": "models.convcnp:ConvCnp",
-    "cst": "models.cst:Cst",
-    "dsq": "models.dsq:Dsq",
-    "fno": "models.fno:Fno",
-    "scent": "models.scent:Scent",
-    "senseiver": "models.senseiver:Senseiver",
+    "aroma": "models.aroma.model:Aroma",
+    "bsa_tnp": "models.bsa_tnp.model:BsaTnp",
+    "convcnp": "models.convcnp.model:ConvCnp",
+    "cst": "models.cst.model:Cst",
+    "dsq": "models.dsq.model:Dsq",
+    "fno": "models.fno.model:Fno",
+    "scent": "models.scent.model:Scent",
+    "senseiver": "models.senseiver.model:Senseiver",
 }
 
 BASELINES = {

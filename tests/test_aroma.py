@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import diffusion
-from models.aroma import Aroma, divergence
-from models.aroma_stepper import LatentStepper
+from models.aroma.model import Aroma, diffusion, divergence
+from models.aroma.stepper import LatentStepper
 from models.contract import DatasetInfo, FieldBatch, Frames
 from tests import worlds
 
@@ -457,7 +456,7 @@ def test_a_field_in_any_chunks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> N
     batch = worlds.batch(about, t=3, s=3, dtype=torch.float64)
     model = built(about)
     whole = model.predict(batch.context, batch.query).samples
-    monkeypatch.setattr("models.aroma._ROWS", 50)
+    monkeypatch.setattr("models.aroma.model._ROWS", 50)
     torch.testing.assert_close(model.predict(batch.context, batch.query).samples, whole, atol=1e-9, rtol=0)
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import biased_attention as op
-from models.biased_attention import START, DistanceBias, Form, Group, Metric, biased_attention, released_ghost, separation
+from models.bsa_tnp import biased_attention as op
+from models.bsa_tnp.biased_attention import START, DistanceBias, Form, Group, Metric, biased_attention, released_ghost, separation
 
 ROWS, HEADS, QUERIES, KEYS, WIDTH = 2, 3, 37, 29, 8
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models.contract import DatasetInfo, Frames
-from models.convcnp import ConvCnp, ConvCnpConfig
+from models.convcnp.model import ConvCnp, ConvCnpConfig
 from tests import worlds
 
 F64 = torch.float64

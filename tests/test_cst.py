@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models import sobolev
 from models.baselines.interpolation import series
 from models.contract import DatasetInfo, FieldBatch, Frames
-from models.cst import Cst, CstConfig, Tokens
+from models.cst.model import Cst, CstConfig, Tokens, sobolev
 from tests import worlds
 
 SMALL: dict[str, Any] = {
@@ -217,7 +216,7 @@ def test_chunks_are_exact_but_in_paper_mode(monkeypatch: pytest.MonkeyPatch) -> 
     wide = worlds.batch(worlds.torus_info(), q=40, dtype=torch.float64)
     model = built(info=worlds.torus_info(), horizon=2)
     whole = answer(model, wide)
-    monkeypatch.setattr("models.cst._NUMBERS", 1)  # one point at a time
+    monkeypatch.setattr("models.cst.model._NUMBERS", 1)  # one point at a time
     torch.testing.assert_close(answer(model, wide), whole, atol=1e-9, rtol=0)
 
 

@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from models.contract import DatasetInfo, FieldBatch, Frames
-from models.dsq import Dsq
-from models.frame_transformer import IndexTransformer, RegressTransformer
-from models.latent_codes import LatentCodes, halvings
-from models.quantizer import Quantizer, perplexity, usage
+from models.dsq.frame_transformer import IndexTransformer, RegressTransformer
+from models.dsq.latent_codes import LatentCodes, halvings
+from models.dsq.model import Dsq
+from models.dsq.quantizer import Quantizer, perplexity, usage
 from tests import worlds
 
 SIZES = {"latents": 16, "channels": 8, "token_width": 8, "query_width": 8, "rounds": 2, "self_layers": 1, "bands": 4, "highest": 4.0}

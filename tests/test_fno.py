@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models.contract import DatasetInfo
-from models.fno import Fno, FnoConfig, SpectralConvolution
+from models.fno.model import Fno, FnoConfig, SpectralConvolution
 from tests import worlds
 
 F64 = torch.float64

@@ -11,8 +11,8 @@ import torch
 
 from models import gridded
 from models.contract import DatasetInfo, FieldBatch
-from models.convcnp import ConvCnp
-from models.fno import Fno
+from models.convcnp.model import ConvCnp
+from models.fno.model import Fno
 from tests import worlds
 
 SMALL: dict[Any, dict[str, Any]] = {

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from models.contract import DatasetInfo, FieldBatch, Frames
 from models.layers import Fourier
-from models.scent import Block, Neighbours, Scent, _halton, in_groups
+from models.scent.model import Block, Neighbours, Scent, _halton, in_groups
 from tests import worlds
 from tests.test_model_contract import flat, with_background
 
@@ -176,7 +176,7 @@ def test_memory_chunks_give_the_same_answer(monkeypatch: pytest.MonkeyPatch) -> 
     batch = a_batch(q=23, s=3)
     model = built(head="quantile")
     whole = flat(model.predict(batch.context, batch.query))
-    monkeypatch.setattr("models.scent._ROWS", 10)
+    monkeypatch.setattr("models.scent.model._ROWS", 10)
     torch.testing.assert_close(flat(model.predict(batch.context, batch.query)), whole, atol=1e-10, rtol=0)
 
 

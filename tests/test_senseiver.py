@@ -10,7 +10,8 @@ import torch
 from pydantic import ValidationError
 
 from models.contract import DatasetInfo, FieldBatch, FieldPrediction
-from models.senseiver import Decoder, Encoder, LatentSizes, Senseiver
+from models.perceiver import Decoder, Encoder, LatentSizes
+from models.senseiver.model import Senseiver
 from tests import worlds
 
 SMALL: dict[str, Any] = {
@@ -123,7 +124,7 @@ def test_older_frames_are_ignored() -> None:
 def test_queries_are_answered_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     batch, model = one_time(q=50), built()
     whole = model.predict(batch.context, batch.query).mean
-    monkeypatch.setattr("models.senseiver._ROWS", 21)
+    monkeypatch.setattr("models.senseiver.model._ROWS", 21)
     torch.testing.assert_close(model.predict(batch.context, batch.query).mean, whole, atol=1e-10, rtol=0)
     halves = FieldPrediction.concatenate([model.predict(batch.context, batch.query.points(slice(i, i + 25))) for i in (0, 25)])
     torch.testing.assert_close(halves.mean, whole, atol=1e-10, rtol=0)

@@ -4,7 +4,7 @@ Paper: Serrano, Wang, Le Naour, Vittaut, Gallinari, "AROMA: Preserving Spatial S
 Fields", NeurIPS 2024, arXiv 2406.02176. Written from the description; checked against the authors' code (benchmarks/parity_aroma.py).
 
     observations of one frame -> learned tokens read their places, then their values -> mean and variance of the latents (a VAE)
-    -> latents step in time, K + 1 network calls a step (models/aroma_stepper.py, models/diffusion.py)
+    -> latents step in time, K + 1 network calls a step (models/aroma/stepper.py, models/aroma/diffusion.py)
     -> self-attention of tokens -> a query reads them once per frequency band -> MLP (a local neural field)
 
 Two phases: "encode" trains the auto-encoder on single frames; "step" freezes it and trains the stepper on pairs of consecutive frames.
@@ -39,8 +39,8 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from models import diffusion
-from models.aroma_stepper import LatentStepper
+from models.aroma import diffusion
+from models.aroma.stepper import LatentStepper
 from models.contract import TASKS, DatasetInfo, FieldBatch, FieldModel, FieldPrediction, Frames
 
 MODES: dict[str, dict[str, Any]] = {

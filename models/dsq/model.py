@@ -4,10 +4,10 @@ Paper: "Decoupled Spatiotemporal Forecasting from Extreme Sparse Observations vi
 description of it; of the body of the paper only the abstract was at hand, so sizes and recipes are those of the authors' released program
 (`mode: released`), or ours.
 
-    teacher   dense points of a frame -> latents -> the field anywhere             (encoder and decoder of models/senseiver.py)
-    quantize  the teacher's latents -> a few codes of a codebook -> latents        (models/latent_codes.py)
+    teacher   dense points of a frame -> latents -> the field anywhere             (models/perceiver.py)
+    quantize  the teacher's latents -> a few codes of a codebook -> latents        (models/dsq/latent_codes.py)
     sense     sensors of the frame -> the latents, hence the codes, that the teacher finds in the dense points
-    predict   codes of frame 0 -> codes of frames 1, 2, ...                        (models/frame_transformer.py)
+    predict   codes of frame 0 -> codes of frames 1, 2, ...                        (models/dsq/frame_transformer.py)
 
 Shapes::
 
@@ -36,11 +36,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.contract import TASKS, DatasetInfo, FieldBatch, FieldModel, FieldPrediction, Frames
-from models.frame_transformer import IndexTransformer, RegressTransformer
-from models.latent_codes import LatentCodes, halvings
+from models.dsq.frame_transformer import IndexTransformer, RegressTransformer
+from models.dsq.latent_codes import LatentCodes, halvings
+from models.dsq.quantizer import Quantized, Quantizer, perplexity, usage
 from models.layers import Fourier
-from models.quantizer import Quantized, Quantizer, perplexity, usage
-from models.senseiver import Decoder, Encoder, LatentSizes
+from models.perceiver import Decoder, Encoder, LatentSizes
 
 _LEARNED = {"spacing": "linear", "codebook": "learned", "restart": 0.0, "centred": False}
 _REGRESS = {"width": 2048, "depth": 12, "heads": 8}

@@ -18,7 +18,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from models.quantizer import Quantizer
+from models.dsq.quantizer import Quantizer
 
 
 def halvings(latents: int, codes: int) -> int:

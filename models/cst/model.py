@@ -6,7 +6,7 @@ Paper: Fonseca, Zappala, Ortega Caro, van Dijk, "Continuous Spatiotemporal Trans
     dummy tokens: random coordinates, interpolated values  } -> transformer -> a value at every token
     asked tokens: the query, interpolated values          |
 
-    loss = ||y - data||_p + mu * sum over q = 1..k of ||D^q y||_p, the first at known tokens, the second at dummies (models/sobolev.py)
+    loss = ||y - data||_p + mu * sum over q = 1..k of ||D^q y||_p, the first at known tokens, the second at dummies (models/cst/sobolev.py)
 
 A coordinate is (time in the window, position), each scaled to 0..1; the window runs from the first context frame to `horizon` frames after
 the last one. The value that goes with a coordinate is linear in time and weighted by distance in space, and outside the data the nearest
@@ -42,9 +42,9 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from models import sobolev
 from models.baselines.interpolation import Series, series
 from models.contract import TASKS, DatasetInfo, FieldBatch, FieldModel, FieldPrediction, Frames
+from models.cst import sobolev
 from models.layers import Fourier
 
 _PAPER = {"features": "linear", "norm": "post", "sees": "all", "anchored": False, "targets": "real", "squeezed_time": False}

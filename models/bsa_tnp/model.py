@@ -41,7 +41,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from models.biased_attention import Backend, DistanceBias, Form, Group, biased_attention, released_ghost
+from models.bsa_tnp.biased_attention import Backend, DistanceBias, Form, Group, biased_attention, released_ghost
 from models.contract import TASKS, DatasetInfo, FieldBatch, FieldModel, FieldPrediction, Frames
 
 MODES: dict[str, dict[str, Any]] = {
