@@ -8,7 +8,16 @@ from __future__ import annotations
 import subprocess
 import sys
 
-RUNS = (("ingest", "--rows", "1000000"), ("batches",), ("scent",), ("senseiver",), ("parity_senseiver",), ("overhead",))
+RUNS = (
+    ("ingest", "--rows", "1000000"),
+    ("batches",),
+    ("scent",),
+    ("senseiver",),
+    ("parity_senseiver",),
+    ("biased_attention",),
+    ("parity_bsa_tnp",),
+    ("overhead",),
+)
 
 
 def main() -> int:
