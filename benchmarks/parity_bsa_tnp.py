@@ -96,7 +96,7 @@ def main(folder: Path | None, python: Path | None) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from models.bsa_tnp import BsaTnp
+    from models.bsa_tnp.model import BsaTnp
     from models.contract import FieldBatch, Frames
     from tests import worlds
 

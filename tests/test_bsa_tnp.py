@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
+from models.bsa_tnp import model as bsa_tnp
 from models.bsa_tnp.biased_attention import biased_attention, released_ghost
 from models.bsa_tnp.model import BsaTnp, KRBlock
-from models.bsa_tnp.model import model as bsa_tnp
 from models.contract import DatasetInfo, FieldBatch, Frames
 from tests import worlds
 from tests.test_model_contract import flat, one, with_background
