@@ -28,7 +28,7 @@ def resolved() -> dict[str, dict]:
     for name, stage in PIPELINE.items():
         if "foreach" in stage:
             table = PARAMS[stage["foreach"].strip("${}")]
-            for key, item in table.items():
+            for key, item in table.items() if isinstance(table, dict) else zip(table, table, strict=True):
                 names = (
                     {"key": key, "item": item} if not isinstance(item, dict) else {"key": key, **{f"item.{k}": v for k, v in item.items()}}
                 )

@@ -16,8 +16,10 @@ from tests.imports import ROOT
 
 TINY: Mapping[str, Any] = {
     "datasets": ["ns"],
+    "models": ["scent"],
     "source_of": {"ns": "ns"},
     "ingest": {},
+    "validated": ["ns"],
     "fetch": {"sources": []},
     "simulate.ns": {"grid": 16, "frames": 10, "trajectories": 12, "validation_trajectories": 3, "test_trajectories": 6},
     "subsample.ns": {"cases": {"stride": 2, "horizon": 4}, "layout": {"strategy": "random", "rate": 0.2}},
@@ -68,11 +70,16 @@ def change(folder: Path, changes: Mapping[str, Any]) -> None:
 
 
 def _only_ns(folder: Path) -> None:
-    """Show the metrics and plots of what the copy makes."""
+    """Show the metrics and plots of what the copy makes: of ns, its baselines and SCENT."""
+
+    def made(path: str) -> bool:
+        return path.split("/")[2] == "ns" and path.split("/")[3] in ("baselines", "scent", "report.json")
+
     path = folder / "dvc.yaml"
     content = yaml.safe_load(path.read_text())
-    content["metrics"] = [name for name in content["metrics"] if name.split("/")[2] == "ns"]
-    content["plots"] = [plot for plot in content["plots"] if next(iter(plot)).startswith("ns ")]
+    content["metrics"] = [name for name in content["metrics"] if made(name)]
+    plots = {name: shown for plot in content["plots"] for name, shown in plot.items() if name.startswith("ns ")}
+    content["plots"] = [{name: {**shown, "y": {k: v for k, v in shown["y"].items() if made(k)}}} for name, shown in plots.items()]
     path.write_text(yaml.safe_dump(content, sort_keys=False, width=200))
 
 
