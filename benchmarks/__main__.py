@@ -12,6 +12,8 @@ RUNS = (
     ("ingest", "--rows", "1000000"),
     ("batches",),
     ("scent",),
+    ("aroma",),
+    ("parity_aroma",),
     ("senseiver",),
     ("parity_senseiver",),
     ("biased_attention",),

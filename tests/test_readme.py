@@ -12,7 +12,7 @@ import pytest
 
 from tests.imports import ROOT
 
-PAGES = ["README.md", "docs/operations.md", "docs/benchmarks.md"]
+PAGES = ["README.md", "docs/operations.md", "docs/benchmarks.md", "docs/datasets.md"]
 
 
 def commands(page: str) -> list[str]:
