@@ -97,15 +97,40 @@ def test_a_stage_runs_what_its_name_says_with_paths_it_declares(name: str) -> No
 def test_the_section_of_a_stage_is_valid_under_every_preset_it_has(name: str, tmp_path: Path) -> None:
     for words in commands(RESOLVED[name]):
         keys = [word for word in words[4:] if not word.startswith("--") and "/" not in word]
-        stage = import_module(f"pipeline.{words[3]}")
-        dotted = params.name_of(stage, keys)
+        dotted = check(words[3], keys, tmp_path)
         raw = PARAMS
         for key in dotted.split("."):
             raw = raw[key]
-        for preset in ("quick", *raw.get("presets", {})):
-            (tmp_path / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "preset": preset}))
-            params.validated(params.read(tmp_path / "params.yaml", dotted), stage.params_model(*keys), dotted)
         assert not raw.get("presets") or "preset" in RESOLVED[name]["params"], "the word that chooses is a dependency"
+
+
+@pytest.mark.parametrize("name", sorted(f"{stage}.{key}" for stage in PIPELINE for key in PARAMS.get(stage, {}) if stage != "train"))
+def test_sections_of_data_that_no_stage_names_are_valid_too(name: str, tmp_path: Path) -> None:
+    stage, key = name.split(".")
+    check(stage, [key, "any"] if stage in ("evaluate", "forecast") else [key], tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted(f"{dataset}.{model}" for dataset, models in PARAMS["train"].items() for model in models))
+def test_every_pair_of_dataset_and_model_can_be_chosen(name: str, tmp_path: Path) -> None:
+    check("train", name.split("."), tmp_path)
+
+
+def test_the_default_datasets_know_every_model() -> None:
+    for dataset in PARAMS["datasets"]:
+        assert set(PARAMS["train"][dataset]) == set(registry.FIELD_MODELS)
+
+
+def check(word: str, keys: list[str], folder: Path) -> str:
+    """The section is valid under every preset that it has; its dotted name."""
+    stage = import_module(f"pipeline.{word}")
+    dotted = params.name_of(stage, keys)
+    raw = PARAMS
+    for key in dotted.split("."):
+        raw = raw[key]
+    for preset in ("quick", *raw.get("presets", {})):
+        (folder / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "preset": preset}))
+        params.validated(params.read(folder / "params.yaml", dotted), stage.params_model(*keys), dotted)
+    return dotted
 
 
 @pytest.mark.parametrize("name", RESOLVED)
