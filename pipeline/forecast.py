@@ -113,7 +113,8 @@ def run(params: Params, key: str, model: str, *, sensors: Path, run: Path, out: 
             "runs": [one.summary for one in made],
         }
         (folder / "forecast.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    log.info("forecast %s %s: %d runs x %d leads on %d x %d cells", key, model, len(made), params.max_lead, len(grid.y), len(grid.x))
+    cells, leads = (len(grid.y), len(grid.x)), len(fields["lead_time"])
+    log.info("forecast %s %s: %d runs x %d leads on %d x %d cells", key, model, len(made), leads, *cells)
 
 
 def _joined(runs: list[xr.Dataset]) -> xr.Dataset:
@@ -199,7 +200,9 @@ class _Made:
 
 def _one(dataset: SensorDataset, loaded: runs.Run, frame: int, grid: Grid, params: Params) -> _Made:
     """The forecast from one frame."""
-    info, leads = dataset.info, np.arange(0, params.max_lead + 1, params.every)
+    info = dataset.info
+    # A model that does not forecast still says what the field is now.
+    leads = np.arange(0, (params.max_lead if "forecast" in loaded.predictor.tasks else 0) + 1, params.every)
     fixed = np.asarray(dataset["sensor/position"], "f8") if info.n_sensors else np.zeros((0, len(info.space)))
     batch = at_points(dataset, frame, loaded.context_frames, np.concatenate([grid.points, fixed]), leads.tolist())
     with torch.no_grad():

@@ -103,6 +103,13 @@ def test_several_initial_frames_and_no_uncertainty(tmp_path: Path) -> None:
     assert summary["quantiles"] == []
 
 
+def test_a_model_that_does_not_forecast_says_what_the_field_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecasts.Plane, "tasks", frozenset({"reconstruction", "interpolation"}))
+    fields, _, summary = opened(forecasts.make(tmp_path, worlds.waves(), init="case"))
+    assert fields["lead_time"].values.tolist() == [0]
+    assert summary["leads"] == 1
+
+
 @pytest.mark.parametrize(
     ("init", "words"),
     [([400], "0..399"), (["2015-09-05T00:30"], "nearest"), (["1999-01-01"], "2015-08-19T16:00:00Z..2015-09-05T07:00:00Z")],
