@@ -139,7 +139,9 @@ def test_stages_run_side_by_side_but_trainings_one_after_the_other(
         mine, theirs = pathlib.Path(f"{name}.here"), pathlib.Path(f"{other}.here")
         mine.write_text("")
         if kind == "ingest":
+            late = time.monotonic() + 300
             while not theirs.exists():
+                assert time.monotonic() < late, "the other ingest never started"
                 time.sleep(0.05)
         else:
             assert not theirs.exists(), "two trainings at once"
