@@ -192,3 +192,22 @@ def test_an_unknown_key_is_an_error_with_its_dotted_name(tmp_path: Path) -> None
     file.write_text("train: {ns: {}}")
     with pytest.raises(params.ParamsError, match=r"train holds ns, not 'nz'"):
         params.read(file, "train.nz")
+
+
+def test_a_preset_lies_over_its_section_key_by_key(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    section = (
+        "train: { ns: { model: { width: 8, heads: 2 }, steps: 10, presets: { paper: { model: { width: 64 } } } }, other: { steps: 3 } }\n"
+    )
+
+    def read(word: str, dotted: str = "train.ns") -> object:
+        file.write_text(f"preset: {word}\n{section}")
+        return params.read(file, dotted)
+
+    assert read("quick") == {"model": {"width": 8, "heads": 2}, "steps": 10}
+    assert read("paper") == {"model": {"width": 64, "heads": 2}, "steps": 10}
+    assert read("paper", "train.other") == {"steps": 3}
+    with pytest.raises(params.ParamsError, match=r"train\.ns has no preset 'standard', only quick, paper"):
+        read("standard")
+    with pytest.raises(params.ParamsError, match="unknown preset papier: expected one of quick, standard, paper"):
+        read("papier")
