@@ -97,11 +97,14 @@ def test_a_stage_runs_what_its_name_says_with_paths_it_declares(name: str) -> No
 def test_the_section_of_a_stage_is_valid_under_every_preset_it_has(name: str, tmp_path: Path) -> None:
     for words in commands(RESOLVED[name]):
         keys = [word for word in words[4:] if not word.startswith("--") and "/" not in word]
-        dotted = check(words[3], keys, tmp_path)
-        raw = PARAMS
-        for key in dotted.split("."):
-            raw = raw[key]
-        assert not raw.get("presets") or "preset" in RESOLVED[name]["params"], "the word that chooses is a dependency"
+        check(words[3], keys, tmp_path)
+
+
+@pytest.mark.parametrize("word", PIPELINE)
+def test_a_stage_with_presets_anywhere_depends_on_the_word_that_chooses(word: str) -> None:
+    stage = PIPELINE[word].get("do", PIPELINE[word])
+    chosen = "presets" in yaml.safe_dump(PARAMS.get(word, {}))
+    assert not chosen or "preset" in stage["params"]
 
 
 @pytest.mark.parametrize("name", sorted(f"{stage}.{key}" for stage in PIPELINE for key in PARAMS.get(stage, {}) if stage != "train"))
@@ -120,8 +123,8 @@ def test_the_default_datasets_know_every_model() -> None:
         assert set(PARAMS["train"][dataset]) == set(registry.FIELD_MODELS)
 
 
-def check(word: str, keys: list[str], folder: Path) -> str:
-    """The section is valid under every preset that it has; its dotted name."""
+def check(word: str, keys: list[str], folder: Path) -> None:
+    """The section is valid under every preset that it has."""
     stage = import_module(f"pipeline.{word}")
     dotted = params.name_of(stage, keys)
     raw = PARAMS
@@ -129,8 +132,7 @@ def check(word: str, keys: list[str], folder: Path) -> str:
         raw = raw[key]
     for preset in ("quick", *raw.get("presets", {})):
         (folder / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "preset": preset}))
-        params.validated(params.read(folder / "params.yaml", dotted), stage.params_model(*keys), dotted)
-    return dotted
+        assert params.load(folder / "params.yaml", dotted, stage.params_model(*keys)).budget == (preset, preset)
 
 
 @pytest.mark.parametrize("name", RESOLVED)
@@ -202,12 +204,27 @@ def test_a_preset_lies_over_its_section_key_by_key(tmp_path: Path) -> None:
 
     def read(word: str, dotted: str = "train.ns") -> object:
         file.write_text(f"preset: {word}\n{section}")
-        return params.read(file, dotted)
+        return params.read(file, dotted)[0]
 
     assert read("quick") == {"model": {"width": 8, "heads": 2}, "steps": 10}
     assert read("paper") == {"model": {"width": 64, "heads": 2}, "steps": 10}
     assert read("paper", "train.other") == {"steps": 3}
-    with pytest.raises(params.ParamsError, match=r"train\.ns has no preset 'standard', only quick, paper"):
-        read("standard")
     with pytest.raises(params.ParamsError, match="unknown preset papier: expected one of quick, standard, paper"):
         read("papier")
+
+
+def test_a_section_without_the_chosen_preset_takes_the_next_smaller_one_and_knows(tmp_path: Path) -> None:
+    class Train(params.Section):
+        steps: int
+
+    file = tmp_path / "params.yaml"
+
+    def load(word: str, presets: str) -> tuple[int, str]:
+        file.write_text(f"preset: {word}\ntrain: {{ steps: 1, presets: {presets} }}")
+        section = params.load(file, "train", Train)
+        return section.steps, str(section.budget)
+
+    assert load("paper", "{ standard: { steps: 2 }, paper: { steps: 3 } }") == (3, "paper")
+    assert load("paper", "{ standard: { steps: 2 } }") == (2, "standard (no `paper` preset)")
+    assert load("standard", "{ paper: { steps: 3 } }") == (1, "quick (no `standard` preset)")
+    assert load("quick", "{}") == (1, "quick")
