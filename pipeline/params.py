@@ -1,7 +1,7 @@
 """params.yaml, one validated section at a time. A stage sees only its own section; an unknown key is an error with its dotted name.
 
-The top-level word `preset` (quick, standard, paper) chooses budgets: what a section holds is `quick`, and its `presets.WORD` lies over that.
-A section that lacks the word takes the next smaller budget it has, and its `budget` says so.
+The top-level word `preset` (quick, standard, paper) chooses budgets: what a section holds is `quick`, and its `presets.WORD` lies over
+that. A section that lacks the word takes the next smaller budget it has, and its `budget` says so.
 """
 
 from __future__ import annotations

@@ -61,7 +61,8 @@ def commands(stage: dict) -> list[list[str]]:
 
 
 def outputs(stage: dict) -> list[str]:
-    return [next(iter(out)) if isinstance(out, dict) else out for out in stage["outs"]]
+    written = [*stage["outs"], *stage.get("metrics", []), *stage.get("plots", [])]
+    return [next(iter(out)) if isinstance(out, dict) else out for out in written]
 
 
 def code_of(stage: dict) -> list[str]:
@@ -74,7 +75,8 @@ def closure_of(stage: dict) -> set[Path]:
     registered = [Path(dep) for dep in code_of(stage) if dep in equations or re.match(r"pipeline/sources/|models/\w+\.py", dep)]
     folders = [ROOT / dep for dep in code_of(stage) if (ROOT / dep).is_dir()]
     registered += [path.relative_to(ROOT) for folder in folders for path in sorted(folder.rglob("*.py"))]
-    return closure(Path("pipeline/__main__.py"), *(Path(f"pipeline/{words[3]}.py") for words in commands(stage)), *registered)
+    stages = [Path(str(import_module(f"pipeline.{words[3]}").__file__)).relative_to(ROOT) for words in commands(stage)]
+    return closure(Path("pipeline/__main__.py"), *stages, *registered)
 
 
 @pytest.mark.parametrize("name", RESOLVED)
@@ -90,7 +92,8 @@ def test_a_stage_runs_what_its_name_says_with_paths_it_declares(name: str) -> No
         keywords = {n for n, p in arguments.items() if p.kind is p.KEYWORD_ONLY}
         assert {flag.removeprefix("--") for flag in paths} == keywords, "every path argument is given"
         for flag, path in paths.items():
-            assert path in (outputs(stage) if flag == "--out" else [*stage["deps"], *outputs(stage)]), f"{path} is not declared"
+            declared = outputs(stage) if flag == "--out" else [*stage["deps"], *outputs(stage)]
+            assert any(path == one or one.startswith(f"{path}/") for one in declared), f"{path} is not declared"
 
 
 @pytest.mark.parametrize("name", RESOLVED)
@@ -157,13 +160,16 @@ def test_a_stage_depends_on_no_code_it_cannot_import(word: str) -> None:
     assert not extra, f"deps of {word} that nothing imports: {extra}"
 
 
-def test_metrics_and_plots_are_outputs_of_stages() -> None:
-    outs = [out for stage in RESOLVED.values() for out in outputs(stage)]
-    shown = [*PROJECT["metrics"], *(path for plot in PROJECT["plots"] for how in plot.values() for path in how["y"])]
-    assert [path for path in shown if not any(path.startswith(f"{out}/") for out in outs)] == []
-    for dataset in PARAMS["datasets"]:
-        for model in ("baselines", *PARAMS["models"]):
-            assert f"data/scores/{dataset}/{model}/metrics.json" in shown
+def test_the_scores_of_every_model_are_metrics_and_the_reports_hold_plots() -> None:
+    for name, stage in RESOLVED.items():
+        word, _, pair = name.partition("@")
+        if word in ("baselines", "evaluate"):
+            dataset, _, model = pair.partition("-")
+            assert stage["metrics"] == [f"data/scores/{dataset}/{model or 'baselines'}/metrics.json"]
+    assert all(len(stage["plots"]) == 2 for name, stage in RESOLVED.items() if name.startswith("report@"))
+    templates = {how["template"] for stage in RESOLVED.values() for plot in stage.get("plots", []) for how in plot.values()}
+    assert all((ROOT / ".dvc" / "plots" / f"{template}.json").is_file() for template in templates)
+    assert set(PROJECT["metrics"]) == {f"data/checked/{source}/report.json" for source in PARAMS["validated"]}
 
 
 def test_every_dataset_has_its_sections_and_its_source() -> None:
