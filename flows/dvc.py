@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterable, Mapping
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-import yaml
-
 EDGE = re.compile(r'^"(?P<before>[^"]+)" -> "(?P<after>[^"]+)";$')
 NODE = re.compile(r'^"(?P<node>[^"]+)";$')
 
@@ -73,14 +71,6 @@ def reproduce(stage: str, log: Callable[[str], None]) -> bool:
 def add(folder: Path, log: Callable[[str], None]) -> None:
     """Version a raw folder: its bytes go to the cache, its hash into FOLDER.dvc."""
     _stream(["add", "--quiet", str(folder)], log)
-
-
-def versions(lock: Path = Path("dvc.lock")) -> dict[str, str]:
-    """Hash of every output in the lock file, for receipts."""
-    if not lock.exists():
-        return {}
-    stages = yaml.safe_load(lock.read_text(encoding="utf-8")).get("stages", {})
-    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", []) if "md5" in out}
 
 
 def _command(arguments: list[str]) -> list[str]:

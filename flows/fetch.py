@@ -22,7 +22,7 @@ RETRIES = 2
 
 def fetch_sources(names: Sequence[str] | None) -> dict[str, str]:
     """Fetch sources (None: all of `fetch.sources`) and version what changed; the reason for each that could not be had."""
-    settings = params.validated(params.read(PARAMS, "fetch"), fetch.Params, "fetch", PARAMS)
+    settings = params.load(PARAMS, "fetch", fetch.Params)
     unavailable = {}
     for name in settings.sources if names is None else names:
         state = fetch_one(name, settings, return_state=True)

@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     stage = import_module(f"pipeline.{known.stage}")
     dotted = params.name_of(stage, known.keys)
     try:
-        section = params.validated(params.read(known.params, dotted), stage.params_model(*known.keys), dotted, known.params)
+        section = params.load(known.params, dotted, stage.params_model(*known.keys))
         stage.run(section, *known.keys, **paths)
     except (ValueError, OSError) as error:  # what a user can act on; anything else keeps its traceback
         if os.environ.get("FIELDCAST_TRACEBACK"):

@@ -1,26 +1,42 @@
 """params.yaml, one validated section at a time. A stage sees only its own section; an unknown key is an error with its dotted name.
 
-The top-level word `preset` (quick, standard, paper) chooses budgets: what a section holds is `quick`, and its `presets.WORD`, where it has
-`presets`, lies over that. A section without `presets` is the same under every word.
+The top-level word `preset` (quick, standard, paper) chooses budgets: what a section holds is `quick`, and its `presets.WORD` lies over
+that. A section that lacks the word takes the next smaller budget it has, and its `budget` says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 S = TypeVar("S", bound=BaseModel)
 PRESETS = ("quick", "standard", "paper")  # CPU in minutes, one GPU in about half an hour, the published budget
+
+
+class Budget(NamedTuple):
+    """Which preset was asked for, and which a section had."""
+
+    asked: str = PRESETS[0]
+    used: str = PRESETS[0]
+
+    def __str__(self) -> str:
+        return self.used if self.used == self.asked else f"{self.used} (no `{self.asked}` preset)"
 
 
 class Section(BaseModel):
     """Base of every params section: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    _budget: Budget = PrivateAttr(default=Budget())
+
+    @property
+    def budget(self) -> Budget:
+        """The preset that the section was read with; no key of params.yaml."""
+        return self._budget
 
     @classmethod
     def chosen(cls, raw: Any) -> type[Section]:
@@ -37,8 +53,17 @@ def name_of(stage: Any, keys: list[str]) -> str:
     return ".".join([stage.__name__.rpartition(".")[2], *keys[: getattr(stage, "SECTION_KEYS", None)]])
 
 
-def read(path: Path, dotted: str) -> Any:
-    """The raw value at a dotted name such as `train.ns.scent`, with the chosen preset laid over it."""
+def load(path: Path, dotted: str, model: type[S]) -> S:
+    """The validated section at a dotted name such as `train.ns.scent`, with the chosen preset laid over it."""
+    raw, budget = read(path, dotted)
+    section = validated(raw, model, dotted, path)
+    if isinstance(section, Section):
+        section._budget = budget
+    return section
+
+
+def read(path: Path, dotted: str) -> tuple[Any, Budget]:
+    """The raw section at a dotted name, with the chosen preset, or the next smaller one it has, laid over it; and which that was."""
     whole = yaml.safe_load(path.read_text(encoding="utf-8"))
     node: Any = whole
     seen: list[str] = []
@@ -49,18 +74,14 @@ def read(path: Path, dotted: str) -> Any:
             raise ParamsError(f"{path}: no section {dotted!r}: {where} holds {known}, not {key!r}")
         node = node[key]
         seen.append(key)
-    if not isinstance(node, dict) or "presets" not in node:
-        return node
-    word, presets = whole.get("preset", PRESETS[0]), node["presets"]
-    base = {key: value for key, value in node.items() if key != "presets"}
-    unknown = sorted({*presets, word} - {*PRESETS})
+    asked, presets = whole.get("preset", PRESETS[0]), {}
+    if isinstance(node, dict):
+        presets, node = node.get("presets", {}), {key: value for key, value in node.items() if key != "presets"}
+    unknown = [word for word in (asked, *presets) if word not in PRESETS]
     if unknown:
-        raise ParamsError(f"{path}: unknown preset {', '.join(unknown)}: expected one of {', '.join(PRESETS)}")
-    if word == PRESETS[0]:
-        return base
-    if word not in presets:
-        raise ParamsError(f"{path}: {dotted} has no preset {word!r}, only {', '.join([PRESETS[0], *presets])}: set `preset` to one of them")
-    return overlaid(base, presets[word])
+        raise ParamsError(f"{path}: unknown preset {', '.join(map(str, unknown))}: expected one of {', '.join(PRESETS)}")
+    used = max((word for word in (PRESETS[0], *presets) if PRESETS.index(word) <= PRESETS.index(asked)), key=PRESETS.index)
+    return overlaid(node, presets[used]) if used in presets else node, Budget(asked, used)
 
 
 def overlaid(base: Any, change: Any) -> Any:

@@ -97,6 +97,8 @@ def run(params: Params, key: str, model: str, *, sensors: Path, baselines: Path,
             f"train.{key}.{model}.background: {params.background} is closer to the windows it was fitted to than to new ones, so a model"
             f" would learn little on top of it: set `folds` in baselines.{key}.fit.{params.background}, 5 for instance"
         )
+    if params.budget.used != params.budget.asked:
+        log.warning("train.%s.%s is trained with the budget %s", key, model, params.budget)
     torch.set_num_threads(max(1, _cores() - 1))  # the loader process has the other core
     torch.manual_seed(params.seed)
     network = cls(params.model, dataset.info)
@@ -122,7 +124,7 @@ def run(params: Params, key: str, model: str, *, sensors: Path, baselines: Path,
         frames = params.context_frames or phase.windows.context_frames
         runs.save(folder, model, params.model.model_dump(mode="json"), dataset.info, network.state_dict(), frames, prior_folder)
         _write_history(rows, folder / "history.csv")
-        summary = {"parameters": sum(p.numel() for p in network.parameters()), "phases": kept}
+        summary = {"budget": str(params.budget), "parameters": sum(p.numel() for p in network.parameters()), "phases": kept}
         (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     atomic.remove(resume.parent)
 

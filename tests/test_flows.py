@@ -196,11 +196,6 @@ def _alive(pid: int) -> bool:
         return False
 
 
-def test_versions_reads_the_lock(project: Path) -> None:
-    dvc.reproduce("ingest@here", lambda line: None)
-    assert set(dvc.versions()) == {"data/ingested/here.txt"}
-
-
 def test_score_rows_have_a_row_a_model(tmp_path: Path) -> None:
     folder = tmp_path / "ns" / "scent"
     folder.mkdir(parents=True)

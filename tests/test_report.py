@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from models import registry
-from pipeline import evaluate, report, runs, scores, sensors, verdict
+from pipeline import evaluate, report, runs, scores, sensors
 from pipeline.bootstrap import Bootstrap
+from pipeline.report import verdict
 from tests import forecasts, worlds
 from tests.test_evaluate import Nearest, many_waves, score
 
@@ -32,7 +33,7 @@ def make(folder: Path, dataset: sensors.SensorDataset, leads: tuple[int, ...], e
     history = pd.DataFrame({"phase": "fit", "step": [10, 20, 30], "loss": [3.0, 2.0, 1.5], "validation_loss": [3.2, 2.4, 2.5]})
     history.to_csv(folder / "runs" / "mine" / "history.csv", index=False)
     (folder / "runs" / "mine" / "summary.json").write_text(
-        json.dumps({"parameters": 1234, "phases": {"fit": {"trained": 1234, "best_step": 20}}})
+        json.dumps({"budget": "quick", "parameters": 1234, "phases": {"fit": {"trained": 1234, "best_step": 20}}})
     )
     given = evaluate.Params(leads=leads, batch=16, distance_edges=edges, bootstrap=Bootstrap(draws=200))
     for model, run in (("baselines", "baselines"), ("mine", "mine")):

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from models import registry
 from pipeline import runs, sensors, train
-from pipeline.params import ParamsError, validated
+from pipeline.params import ParamsError, load, validated
 from tests import worlds
 
 SETTINGS: dict[str, Any] = {
@@ -74,6 +75,20 @@ def test_the_run_folder_predicts_and_holds_the_curve(tiny: None, world: Path, tm
     assert kept["trained"] == summary["parameters"] == sum(p.numel() for p in loaded.predictor.parameters())
     assert not list(out.rglob("*.ckpt"))
     assert not (out.parent / ".tiny.resume").exists()
+
+
+def test_a_smaller_budget_than_asked_for_is_said_and_kept(
+    tiny: None, world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for presets, said in (({}, ["train.waves.tiny is trained with the budget quick (no `paper` preset)"]), ({"paper": {"seed": 4}}, [])):
+        caplog.clear()
+        file = tmp_path / "params.yaml"
+        file.write_text(yaml.safe_dump({"preset": "paper", "train": {"waves": {"tiny": {**SETTINGS, "presets": presets}}}}))
+        params = load(file, "train.waves.tiny", train.params_model("waves", "tiny"))
+        train.run(params, "waves", "tiny", sensors=world, baselines=tmp_path / "baselines", out=tmp_path / "tiny")
+        assert [record.message for record in caplog.records if record.levelname == "WARNING" and record.name == "pipeline.train"] == said
+        kept = json.loads((tmp_path / "tiny" / "summary.json").read_text())["budget"]
+        assert kept == ("quick (no `paper` preset)" if said else "paper")
 
 
 def test_two_runs_give_the_same_bytes(tiny: None, world: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 def section(stage, key: str):
     name = f"{stage.__name__.split('.')[-1]}.{key}"
-    return params.validated(params.read(ROOT / "params.yaml", name), stage.params_model(key), name)
+    return params.load(ROOT / "params.yaml", name, stage.params_model(key))
 
 
 def checked(mirror: Path, tmp_path: Path, key: str, source: str, *names: str) -> tuple[dict, pd.DataFrame]:

@@ -61,7 +61,8 @@ def commands(stage: dict) -> list[list[str]]:
 
 
 def outputs(stage: dict) -> list[str]:
-    return [next(iter(out)) if isinstance(out, dict) else out for out in stage["outs"]]
+    written = [*stage["outs"], *stage.get("metrics", []), *stage.get("plots", [])]
+    return [next(iter(out)) if isinstance(out, dict) else out for out in written]
 
 
 def code_of(stage: dict) -> list[str]:
@@ -74,7 +75,8 @@ def closure_of(stage: dict) -> set[Path]:
     registered = [Path(dep) for dep in code_of(stage) if dep in equations or re.match(r"pipeline/sources/|models/\w+\.py", dep)]
     folders = [ROOT / dep for dep in code_of(stage) if (ROOT / dep).is_dir()]
     registered += [path.relative_to(ROOT) for folder in folders for path in sorted(folder.rglob("*.py"))]
-    return closure(Path("pipeline/__main__.py"), *(Path(f"pipeline/{words[3]}.py") for words in commands(stage)), *registered)
+    stages = [Path(str(import_module(f"pipeline.{words[3]}").__file__)).relative_to(ROOT) for words in commands(stage)]
+    return closure(Path("pipeline/__main__.py"), *stages, *registered)
 
 
 @pytest.mark.parametrize("name", RESOLVED)
@@ -90,18 +92,22 @@ def test_a_stage_runs_what_its_name_says_with_paths_it_declares(name: str) -> No
         keywords = {n for n, p in arguments.items() if p.kind is p.KEYWORD_ONLY}
         assert {flag.removeprefix("--") for flag in paths} == keywords, "every path argument is given"
         for flag, path in paths.items():
-            assert path in (outputs(stage) if flag == "--out" else [*stage["deps"], *outputs(stage)]), f"{path} is not declared"
+            declared = outputs(stage) if flag == "--out" else [*stage["deps"], *outputs(stage)]
+            assert any(path == one or one.startswith(f"{path}/") for one in declared), f"{path} is not declared"
 
 
 @pytest.mark.parametrize("name", RESOLVED)
 def test_the_section_of_a_stage_is_valid_under_every_preset_it_has(name: str, tmp_path: Path) -> None:
     for words in commands(RESOLVED[name]):
         keys = [word for word in words[4:] if not word.startswith("--") and "/" not in word]
-        dotted = check(words[3], keys, tmp_path)
-        raw = PARAMS
-        for key in dotted.split("."):
-            raw = raw[key]
-        assert not raw.get("presets") or "preset" in RESOLVED[name]["params"], "the word that chooses is a dependency"
+        check(words[3], keys, tmp_path)
+
+
+@pytest.mark.parametrize("word", PIPELINE)
+def test_a_stage_with_presets_anywhere_depends_on_the_word_that_chooses(word: str) -> None:
+    stage = PIPELINE[word].get("do", PIPELINE[word])
+    chosen = "presets" in yaml.safe_dump(PARAMS.get(word, {}))
+    assert not chosen or "preset" in stage["params"]
 
 
 @pytest.mark.parametrize("name", sorted(f"{stage}.{key}" for stage in PIPELINE for key in PARAMS.get(stage, {}) if stage != "train"))
@@ -120,8 +126,8 @@ def test_the_default_datasets_know_every_model() -> None:
         assert set(PARAMS["train"][dataset]) == set(registry.FIELD_MODELS)
 
 
-def check(word: str, keys: list[str], folder: Path) -> str:
-    """The section is valid under every preset that it has; its dotted name."""
+def check(word: str, keys: list[str], folder: Path) -> None:
+    """The section is valid under every preset that it has."""
     stage = import_module(f"pipeline.{word}")
     dotted = params.name_of(stage, keys)
     raw = PARAMS
@@ -129,8 +135,7 @@ def check(word: str, keys: list[str], folder: Path) -> str:
         raw = raw[key]
     for preset in ("quick", *raw.get("presets", {})):
         (folder / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "preset": preset}))
-        params.validated(params.read(folder / "params.yaml", dotted), stage.params_model(*keys), dotted)
-    return dotted
+        assert params.load(folder / "params.yaml", dotted, stage.params_model(*keys)).budget == (preset, preset)
 
 
 @pytest.mark.parametrize("name", RESOLVED)
@@ -155,13 +160,16 @@ def test_a_stage_depends_on_no_code_it_cannot_import(word: str) -> None:
     assert not extra, f"deps of {word} that nothing imports: {extra}"
 
 
-def test_metrics_and_plots_are_outputs_of_stages() -> None:
-    outs = [out for stage in RESOLVED.values() for out in outputs(stage)]
-    shown = [*PROJECT["metrics"], *(path for plot in PROJECT["plots"] for how in plot.values() for path in how["y"])]
-    assert [path for path in shown if not any(path.startswith(f"{out}/") for out in outs)] == []
-    for dataset in PARAMS["datasets"]:
-        for model in ("baselines", *PARAMS["models"]):
-            assert f"data/scores/{dataset}/{model}/metrics.json" in shown
+def test_the_scores_of_every_model_are_metrics_and_the_reports_hold_plots() -> None:
+    for name, stage in RESOLVED.items():
+        word, _, pair = name.partition("@")
+        if word in ("baselines", "evaluate"):
+            dataset, _, model = pair.partition("-")
+            assert stage["metrics"] == [f"data/scores/{dataset}/{model or 'baselines'}/metrics.json"]
+    assert all(len(stage["plots"]) == 2 for name, stage in RESOLVED.items() if name.startswith("report@"))
+    templates = {how["template"] for stage in RESOLVED.values() for plot in stage.get("plots", []) for how in plot.values()}
+    assert all((ROOT / ".dvc" / "plots" / f"{template}.json").is_file() for template in templates)
+    assert set(PROJECT["metrics"]) == {f"data/checked/{source}/report.json" for source in PARAMS["validated"]}
 
 
 def test_every_dataset_has_its_sections_and_its_source() -> None:
@@ -202,12 +210,27 @@ def test_a_preset_lies_over_its_section_key_by_key(tmp_path: Path) -> None:
 
     def read(word: str, dotted: str = "train.ns") -> object:
         file.write_text(f"preset: {word}\n{section}")
-        return params.read(file, dotted)
+        return params.read(file, dotted)[0]
 
     assert read("quick") == {"model": {"width": 8, "heads": 2}, "steps": 10}
     assert read("paper") == {"model": {"width": 64, "heads": 2}, "steps": 10}
     assert read("paper", "train.other") == {"steps": 3}
-    with pytest.raises(params.ParamsError, match=r"train\.ns has no preset 'standard', only quick, paper"):
-        read("standard")
     with pytest.raises(params.ParamsError, match="unknown preset papier: expected one of quick, standard, paper"):
         read("papier")
+
+
+def test_a_section_without_the_chosen_preset_takes_the_next_smaller_one_and_knows(tmp_path: Path) -> None:
+    class Train(params.Section):
+        steps: int
+
+    file = tmp_path / "params.yaml"
+
+    def load(word: str, presets: str) -> tuple[int, str]:
+        file.write_text(f"preset: {word}\ntrain: {{ steps: 1, presets: {presets} }}")
+        section = params.load(file, "train", Train)
+        return section.steps, str(section.budget)
+
+    assert load("paper", "{ standard: { steps: 2 }, paper: { steps: 3 } }") == (3, "paper")
+    assert load("paper", "{ standard: { steps: 2 } }") == (2, "standard (no `paper` preset)")
+    assert load("standard", "{ paper: { steps: 3 } }") == (1, "quick (no `standard` preset)")
+    assert load("quick", "{}") == (1, "quick")

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from pipeline import metrics
+from pipeline.report.wording import lead_text, unit_text
 from pipeline.scores import STRATA, Table, compare, ranking
 
 JUDGED = "rmse"
-_TASKS = {  # strata in the order in which they speak for a task
+TASKS = {  # strata in the order in which they speak for a task
     "forecast": (("field", "context"), "Forecast"),
     "interpolation": (("between", "held_out"), "Interpolation"),
 }
@@ -40,7 +41,7 @@ def against_best(table: Table, model: str, metric: str, variable: str, stratum: 
 def primary(table: Table, task: str) -> str | None:
     """The stratum that speaks for a task in this dataset; None where no lead of it was scored."""
     present = set(table.select(task=task)["stratum"])
-    return next((stratum for stratum in _TASKS[task][0] if stratum in present), None)
+    return next((stratum for stratum in TASKS[task][0] if stratum in present), None)
 
 
 def best_model(table: Table, variable: str, stratum: str) -> str | None:
@@ -53,7 +54,7 @@ def headline(table: Table) -> list[str]:
     """One sentence a task (and variable), the first of them the main one; then one on calibration."""
     sentences = []
     for variable in table.about["units"]:
-        for task, (_, title) in _TASKS.items():
+        for task, (_, title) in TASKS.items():
             stratum = primary(table, task)
             if stratum is not None:
                 prefix = title if len(table.about["units"]) == 1 else f"{title} of {variable}"
@@ -66,10 +67,6 @@ def background(table: Table, model: str) -> str | None:
     """The baseline a model corrects, found by its weights; None where it has none or that baseline was not scored."""
     sha256 = table.about["models"][model].get("background_sha256")
     return next((name for name in table.baselines if sha256 and table.about["models"][name].get("weights_sha256") == sha256), None)
-
-
-def lead_text(table: Table, lead: float) -> str:
-    return f"{lead:g} {table.about['time_unit']}" if table.about["time_unit"] != "1" else f"lead {lead:g}"
 
 
 def _task(table: Table, variable: str, stratum: str, task: str) -> str:
@@ -115,7 +112,7 @@ def _against_background(table: Table, variable: str) -> list[str]:
         if prior is None:
             continue
         count = dict.fromkeys(("better", "within noise", "worse", "too few blocks"), 0)
-        strata = [stratum for stratum in (primary(table, task) for task in _TASKS) if stratum]
+        strata = [stratum for stratum in (primary(table, task) for task in TASKS) if stratum]
         cells = table.select(metric=JUDGED, variable=variable, model=model, distance="all")
         for stratum, lead in cells.loc[cells["stratum"].isin(strata), ["stratum", "lead"]].itertuples(index=False):
             if (prior, variable, stratum, "all", lead) in table.cells:
@@ -129,7 +126,7 @@ def _calibration(table: Table, variable: str) -> list[str]:
     out = []
     for model in table.models:
         rows = table.select(metric="coverage_90", variable=variable, model=model, distance="all")
-        rows = rows[rows["stratum"].isin([primary(table, task) for task in _TASKS])]
+        rows = rows[rows["stratum"].isin([primary(table, task) for task in TASKS])]
         if len(rows):
             low, high = rows["value"].min(), rows["value"].max()
             span = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
@@ -155,12 +152,6 @@ def change(skills: Sequence[float]) -> str:
         numbers, end = [f"{100 * abs(1 - r):.0f}" for r in ratios], " % lower" if ratios[0] < 1 else " % higher"
     first, last = (numbers[-1], numbers[0]) if ratios[0] < 1 and ratios[-1] <= 2 else (numbers[0], numbers[-1])
     return (first if first == last else f"{first} to {last}") + end
-
-
-def unit_text(unit: str) -> str:
-    """A unit as people write it; "" for a number without one."""
-    written = {"1": "", "ug m-3": "µg/m³", "(ug m-3)2": "(µg/m³)²", "(K)2": "K²", "m s-1": "m/s", "W m-2": "W/m²"}
-    return written.get(unit, unit)
 
 
 def _list(items: Any) -> str:
