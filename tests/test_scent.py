@@ -13,7 +13,10 @@ from pydantic import ValidationError
 
 from models.contract import DatasetInfo, FieldBatch, Frames
 from models.layers import Fourier
-from models.scent.model import Block, Neighbours, Scent, _halton, in_groups
+from models.scent.attention import Block, in_groups
+from models.scent.decoder import halton
+from models.scent.model import Scent
+from models.scent.neighbours import Neighbours
 from tests import worlds
 from tests.test_model_contract import flat, with_background
 
@@ -102,20 +105,20 @@ def test_a_token_depends_on_its_group_alone() -> None:
 
 def test_groups_are_drawn_anew_in_training_and_fixed_outside() -> None:
     model, mask = built(), torch.ones(2, 40, dtype=torch.bool)
-    assert torch.equal(model._order(mask, 0), model._order(mask, 0))  # type: ignore[arg-type]
-    assert not torch.equal(model._order(mask, 0), model._order(mask, 1))  # type: ignore[arg-type]
-    assert not torch.equal(model._order(mask, 0), built(permutation_seed=1)._order(mask, 0))  # type: ignore[arg-type]
+    assert torch.equal(model.encoder.cen.order(mask, 0), model.encoder.cen.order(mask, 0))  # type: ignore[arg-type]
+    assert not torch.equal(model.encoder.cen.order(mask, 0), model.encoder.cen.order(mask, 1))  # type: ignore[arg-type]
+    assert not torch.equal(model.encoder.cen.order(mask, 0), built(permutation_seed=1).encoder.cen.order(mask, 0))  # type: ignore[arg-type]
     model.train()
-    first = model._order(mask, 0)
+    first = model.encoder.cen.order(mask, 0)
     assert first is not None
-    assert not torch.equal(first, model._order(mask, 0))  # type: ignore[arg-type]
+    assert not torch.equal(first, model.encoder.cen.order(mask, 0))  # type: ignore[arg-type]
     assert not torch.equal(first[0], first[1])
     assert torch.equal(first.sort(-1).values, torch.arange(40).expand(2, 40))
 
 
 def test_fixed_groups_spread_tokens_evenly() -> None:
     """With 4000 tokens in a fixed order, where a token lands is not correlated with where it was."""
-    order = built()._order(torch.ones(1, 4000, dtype=torch.bool), 3)
+    order = built().encoder.cen.order(torch.ones(1, 4000, dtype=torch.bool), 3)
     assert order is not None
     both = torch.stack([order[0].double(), torch.arange(4000, dtype=torch.float64)])
     assert abs(torch.corrcoef(both)[0, 1]) < 0.05
@@ -227,7 +230,7 @@ def test_unrolling_by_hand() -> None:
 def test_unrolling_keeps_the_frames_already_seen(horizon: int) -> None:
     batch = a_batch(t=3)
     model = built(horizon=horizon)
-    jumped = model._jump(batch.context, batch.query)
+    jumped = model._unrolling.jump(batch.context, batch.query)
     torch.testing.assert_close(jumped.time, batch.context.time + horizon)
     assert jumped.value is not None
     assert batch.context.value is not None
@@ -253,7 +256,7 @@ def test_unrolling_can_read_its_forecast_on_the_queries() -> None:
     batch = a_batch()
     far = ahead(batch, 7)
     sensors, queries = (built(warp=warp) for warp in ("sensors", "queries"))
-    assert queries._jump(batch.context, far).mask.shape == (3, 1, 15)
+    assert queries._unrolling.jump(batch.context, far).mask.shape == (3, 1, 15)
     assert not torch.allclose(queries.predict(batch.context, far).mean, sensors.predict(batch.context, far).mean)
 
 
@@ -283,20 +286,20 @@ def test_what_cannot_be_unrolled_is_refused() -> None:
 
 def test_the_frozen_projection_never_learns() -> None:
     model, batch = built(), a_batch()
-    before = model.frozen.clone()
+    before = model.encoder.frozen.clone()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
     model.loss(batch)["loss"].backward()
     optimizer.step()
-    assert torch.equal(model.frozen, before)
-    assert "frozen" in model.state_dict()
-    assert "frozen" not in dict(model.named_parameters())
+    assert torch.equal(model.encoder.frozen, before)
+    assert "encoder.frozen" in model.state_dict()
+    assert "encoder.frozen" not in dict(model.named_parameters())
 
 
 def test_the_frozen_projection_has_the_stated_spread() -> None:
     info = worlds.torus_info(
         variables=("a", "b", "c", "d"), units=("1",) * 4, mean=(0.0,) * 4, std=(1.0,) * 4, limits=((None, None),) * 4
     )  # fmt: skip
-    frozen = Scent(Scent.Config(**{**TINY, "projection_width": 4000}), info).frozen
+    frozen = Scent(Scent.Config(**{**TINY, "projection_width": 4000}), info).encoder.frozen
     assert frozen.var() == pytest.approx(1 / 4, rel=0.05)
 
 
@@ -306,8 +309,8 @@ def test_the_frozen_projection_has_the_stated_spread() -> None:
 @pytest.mark.parametrize("targeting", [True, False])
 def test_latents_follow_the_time_asked_for(targeting: bool) -> None:
     model, batch = built(mode="paper", time_targeting=targeting), a_batch()
-    seen = model._see(batch.context)
-    now, later = (model._encode(seen, torch.full((3, 1), lead, dtype=torch.float64)) for lead in (1.0, 2.0))
+    seen = model.encoder.see(batch.context)
+    now, later = (model.encoder(seen, torch.full((3, 1), lead, dtype=torch.float64)) for lead in (1.0, 2.0))
     assert torch.equal(now, later) is not targeting
 
 
@@ -346,7 +349,7 @@ def test_every_parameter_takes_part_without_a_background() -> None:
     model = built().train()
     model.loss(a_batch())["loss"].backward()
     assert {key for key, p in model.named_parameters() if p.grad is None} == set()
-    assert {key for key, p in model.named_parameters() if not p.grad.any()} == {"query_background.weight"}  # type: ignore[union-attr]
+    assert {key for key, p in model.named_parameters() if not p.grad.any()} == {"decoder.background.weight"}  # type: ignore[union-attr]
 
 
 # ---- 9: cost
@@ -429,7 +432,7 @@ def test_quantiles_never_cross_and_enclose_the_mean() -> None:
     batch = a_batch()
     model = built(head="quantile")
     with torch.no_grad():
-        model.head.weight.normal_(std=5)
+        model.head.out.weight.normal_(std=5)
     prediction = model.predict(batch.context, batch.query)
     assert prediction.quantiles is not None
     assert (prediction.quantiles.diff(dim=-1) > 0).all()
@@ -528,8 +531,8 @@ def test_neighbours_read_the_nearest_observations_of_each_frame_only() -> None:
     value = batch.context.value
     assert value is not None
     value.requires_grad_()
-    seen = model._see(replace(batch.context, value=value))
-    near = model.neighbours
+    seen = model.encoder.see(replace(batch.context, value=value))
+    near = model.decoder.neighbours
     assert isinstance(near, Neighbours)
     asked = torch.randn(3, 2, 5, 16, dtype=torch.float64)
     out = near(asked, batch.query.position, seen)
@@ -594,7 +597,7 @@ def test_fourier_features_by_hand() -> None:
 
 
 def test_anchors_are_spread_evenly() -> None:
-    points = _halton(64, 2)
+    points = halton(64, 2)
     quarters = (points[:, 0] > 0).long() * 2 + (points[:, 1] > 0).long()
     assert torch.bincount(quarters).tolist() == pytest.approx([16] * 4, abs=2)
     assert points.abs().max() < 1
