@@ -27,7 +27,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks import aroma_peer
-from models.aroma.model import Aroma, diffusion
+from models.aroma import diffusion
+from models.aroma.model import Aroma
 from models.contract import FieldBatch
 from tests import worlds
 
@@ -58,7 +59,7 @@ def steppers(folder: Path, batch: FieldBatch) -> dict[str, Side]:
     model = Aroma(Aroma.Config(mode="paper"), INFO).train()
     model.begin("step")
     theirs = aroma_peer.stepper(folder, model.config).train()
-    now, then = model.encode(batch.context).unbind(1)
+    now, then = model.latents(batch.context).unbind(1)
 
     def loss(network: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         level, noise = torch.randint(model.plan.levels, (BATCH,)), torch.randn_like(then)

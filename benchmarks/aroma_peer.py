@@ -15,7 +15,8 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from models.aroma.model import Aroma, AromaConfig
+from models.aroma.config import AromaConfig
+from models.aroma.model import Aroma
 from models.contract import DatasetInfo
 
 

@@ -23,7 +23,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks import aroma_peer
-from models.aroma.model import Aroma, divergence
+from models.aroma.autoencoder import divergence
+from models.aroma.model import Aroma
 from models.contract import DatasetInfo, Frames
 from tests import worlds
 
@@ -72,7 +73,7 @@ def compare(folder: Path, name: str) -> dict[str, float]:
     value = torch.where(mask.unsqueeze(-1), value, -100.0)
 
     mean, log_variance = ours.encoder(Frames(place.unsqueeze(1), mask.unsqueeze(1), torch.zeros(BATCH, 1), value.unsqueeze(1)))
-    field, kl = ours.decoder(ours.decoder.read(mean), asked, None), divergence(mean, log_variance)
+    (field, _), kl = ours.decoder(ours.decoder.read(mean), asked, None), divergence(mean, log_variance)
     (field.square().mean() + kl).backward()
     answer, their_kl, their_mean, their_log_variance = theirs(value, place, mask, asked, return_stats=True, sample_posterior=False)
     (answer.square().mean() + their_kl).backward()

@@ -55,6 +55,18 @@ class FieldBatch:
 
 
 @dataclass(frozen=True)
+class EncodedFrames:
+    """Consecutive frames as a model keeps them between two of its phases, see FieldModel.encode."""
+
+    value: Tensor  # [B,T,...]
+    mask: Tensor  # [B,T] bool; False: nothing is known of the frame
+    time: Tensor  # [B,T] float64
+
+    def to(self, device: torch.device | str) -> EncodedFrames:
+        return EncodedFrames(self.value.to(device), self.mask.to(device), self.time.to(device))
+
+
+@dataclass(frozen=True)
 class FieldPrediction:
     """A prediction at the query points. `mean` is always there; at most one form of uncertainty beside it."""
 
@@ -143,11 +155,14 @@ class FieldModel(nn.Module):
 
     Training runs through `phases` in order. Before each one `begin` is called, with torch's seed set; then `loss` is that phase's. A query
     to train on has values. A phase that learns from whole frames gets them as the query: dense points at lead 0, or at leads 0, 1, 2, ...
+    A phase in `follows` sees frames through parts that it does not train: its `loss` is `follow(encode(batch))`, so every frame may be
+    encoded once, before the phase, and `follow` be given what was kept.
     """
 
     Config: ClassVar[type[BaseModel]]
     tasks: ClassVar[frozenset[str]]  # subset of TASKS
     phases: ClassVar[tuple[str, ...]] = ("fit",)
+    follows: ClassVar[frozenset[str]] = frozenset()  # phases that learn how encoded frames follow each other
     corrects: ClassVar[bool] = True  # answers are query.background + a correction that starts at zero; False: takes no background
     levels: tuple[float, ...] = ()  # quantile levels of FieldPrediction.quantiles
 
@@ -157,6 +172,18 @@ class FieldModel(nn.Module):
     def loss(self, batch: FieldBatch) -> dict[str, Tensor]:
         """Scalar terms of the phase begun last, the first one in a fresh model; "loss" is the one to minimise."""
         raise NotImplementedError
+
+    def encode(self, batch: FieldBatch) -> EncodedFrames:
+        """The frames of a window as a phase in `follows` needs them, or a frame alone: its observations, and itself asked at lead 0."""
+        raise NotImplementedError
+
+    def follow(self, frames: EncodedFrames) -> dict[str, Tensor]:
+        """`loss` of a phase in `follows`, from frames that are encoded already."""
+        raise NotImplementedError
+
+    def terms(self, batch: FieldBatch | EncodedFrames) -> dict[str, Tensor]:
+        """The loss of a training batch of either kind."""
+        return self.follow(batch) if isinstance(batch, EncodedFrames) else self.loss(batch)
 
     def predict(self, context: Frames, query: Frames) -> FieldPrediction:
         """See Predictor."""

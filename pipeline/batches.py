@@ -58,6 +58,11 @@ class Windows(Section):
                 raise ValueError("context_points already hides all other points: leave out drop and hide")
         return self
 
+    @property
+    def undisturbed(self) -> bool:
+        """Whether a frame of the context is the same in every window it is in."""
+        return not (self.drop or self.hide or self.context_noise) and self.context_points is None
+
 
 class TrainingBatches:
     """An endless sequence of training batches; number `step` depends on (seed, step) alone, so a resumed run sees what it would have seen.
@@ -78,23 +83,33 @@ class TrainingBatches:
             raise ValueError(f"query_points is {windows.query_points}, but the truth has only {len(dataset['truth/position'])} points")
         if windows.hide and windows.hide >= len(self._rows.context_sensors):
             raise ValueError(f"hide is {windows.hide}, but {dataset.info.name} has {len(self._rows.context_sensors)} fixed context sensors")
-        self._anchors = anchors(dataset, split, windows.context_frames, windows.max_lead)
-        if not len(self._anchors):
+        self.anchors = anchors(dataset, split, windows.context_frames, windows.max_lead)  # frames at which a window may end
+        if not len(self.anchors):
             needed = windows.context_frames + windows.max_lead
             raise ValueError(f"{dataset.info.name}: no {split} window fits: {needed} consecutive frames are needed in one trajectory")
-        owner = dataset.trajectory_of(self._anchors)
+        owner = dataset.trajectory_of(self.anchors)
         self._first = np.flatnonzero(np.diff(owner, prepend=-1))  # first anchor of each trajectory that has one
         self._count = np.diff(np.append(self._first, len(owner)))
 
+    def generator(self, step: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=[self.seed, step]))
+
+    def ends(self, rng: np.random.Generator) -> np.ndarray:
+        """The frames [B] at which the windows of a batch end; the first draw of its generator."""
+        w = self.windows
+        if not w.trajectories:
+            return self.anchors[rng.integers(0, len(self.anchors), w.batch)]
+        groups = rng.choice(len(self._first), w.trajectories, replace=w.trajectories > len(self._first))
+        groups = np.repeat(groups, w.batch // w.trajectories)
+        return self.anchors[self._first[groups] + rng.integers(0, self._count[groups])]
+
+    def alone(self, frames: np.ndarray, number: int) -> FieldBatch:
+        """Frames [B], each windows of their own, asked at lead 0; `number` decides which points of the dense truth are asked."""
+        return FieldBatch(self._rows.context(frames, 1), self._query(frames[:, None], self.generator(number)))
+
     def __getitem__(self, step: int) -> FieldBatch:
-        w, rng = self.windows, np.random.Generator(np.random.Philox(key=[self.seed, step]))
-        if w.trajectories:
-            groups = rng.choice(len(self._first), w.trajectories, replace=w.trajectories > len(self._first))
-            groups = np.repeat(groups, w.batch // w.trajectories)
-            chosen = self._first[groups] + rng.integers(0, self._count[groups])
-        else:
-            chosen = rng.integers(0, len(self._anchors), w.batch)
-        frame = self._anchors[chosen]
+        w, rng = self.windows, self.generator(step)
+        frame = self.ends(rng)
         every = np.arange(w.min_lead, w.max_lead + 1)
         leads = rng.permuted(np.broadcast_to(every, (w.batch, len(every))), axis=1)[:, : w.query_frames]
         if w.query_frames > len(every):  # more questions than leads: repeat some

@@ -10,7 +10,7 @@ from time import perf_counter
 import torch
 from torch import Tensor, nn
 
-from models.contract import FieldBatch, FieldModel
+from models.contract import EncodedFrames, FieldBatch, FieldModel
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Cost:
         return steps * step / 60
 
 
-def cost(network: FieldModel, make: Callable[[], FieldBatch], device: torch.device | str, accumulate: int = 1) -> Cost:
+def cost(network: FieldModel, make: Callable[[], FieldBatch | EncodedFrames], device: torch.device | str, accumulate: int = 1) -> Cost:
     """Time one training step of a copy of `network` on `device`, and count what it holds. The network and torch's random state stay as
     they are."""
     began = perf_counter()
@@ -41,7 +41,7 @@ def cost(network: FieldModel, make: Callable[[], FieldBatch], device: torch.devi
             tried.zero_grad(set_to_none=True)
             began = perf_counter()
             with torch.autograd.graph.saved_tensors_hooks(_noted(held), lambda tensor: tensor):
-                loss = tried.loss(batch)["loss"]
+                loss = tried.terms(batch)["loss"]
             loss.backward()
             if loss.is_cuda:
                 torch.cuda.synchronize()

@@ -2,7 +2,8 @@
 
 An epoch is `validate_every` optimiser steps. Batch i is a pure function of (seed, i) and the random numbers of step i are drawn from a
 generator seeded by (seed, phase, i), so a run resumed from the checkpoint of its last epoch ends in the same weights as an uninterrupted
-one. The weights with the lowest validation loss are kept, and the next phase begins with them.
+one. The weights with the lowest validation loss are kept, and the next phase begins with them. A phase that only learns how frames follow
+each other gets them encoded, each once (pipeline/encoded.py), where its windows hide nothing at random.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from models import background, registry
 from models.baselines.fitted import Fitted
-from models.contract import FieldBatch, FieldModel, Predictor
+from models.contract import EncodedFrames, FieldBatch, FieldModel, Predictor
 from pipeline import atomic, device, folds, runs
 from pipeline.batches import TrainingBatches, Windows, cases
+from pipeline.encoded import EncodedBatches
 from pipeline.estimate import cost
 from pipeline.params import Section
 from pipeline.sensors import SensorDataset, read
@@ -109,7 +111,7 @@ def run(params: Params, key: str, model: str, *, sensors: Path, baselines: Path,
     for number, (name, phase) in enumerate(params.phases):
         torch.manual_seed(_seed(params.seed, number))
         network.begin(name)
-        data = Data(dataset, prior, phase, params.seed, unseen)
+        data = Data(dataset, prior, phase, params.seed, unseen, network if name in cls.follows and phase.windows.undisturbed else None)
         if not (resume / name / "last.ckpt").exists():
             expected = cost(network, lambda data=data: data.batch(0), device.name(), phase.accumulate)  # type: ignore[misc]
             minutes, held = expected.minutes(phase.steps, _loader_workers()), expected.bytes / 2**30
@@ -169,9 +171,9 @@ class Training(L.LightningModule):
         averaged = phase.average > 0
         self.averaged = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=_ema(phase.average)) if averaged else None
 
-    def training_step(self, batch: FieldBatch, index: int) -> Tensor:
+    def training_step(self, batch: FieldBatch | EncodedFrames, index: int) -> Tensor:
         torch.manual_seed(_seed(*self.seed, self.global_step, self.global_rank))
-        terms = self.network.loss(batch)
+        terms = self.network.terms(batch)
         if not torch.isfinite(terms["loss"]):
             raise ValueError(f"the loss is {terms['loss'].item()} at step {self.global_step}: lower learning_rate or look at the data")
         for name, value in terms.items():
@@ -218,34 +220,47 @@ class Data(L.LightningDataModule):
 
     The background is solved for in a loader process while the network works on the batch before. Where `unseen` holds copies of it that
     were fitted without a fold of the training data each, batches are drawn from the folds by turns, and the copy that has not seen the
-    fold answers.
+    fold answers. With an `encoder`, batches hold frames as it encodes them now.
     """
 
-    def __init__(self, dataset: SensorDataset, prior: Predictor | None, phase: Phase, seed: int, unseen: Sequence[Predictor] = ()) -> None:
+    def __init__(
+        self,
+        dataset: SensorDataset,
+        prior: Predictor | None,
+        phase: Phase,
+        seed: int,
+        unseen: Sequence[Predictor] = (),
+        encoder: FieldModel | None = None,
+    ) -> None:
         super().__init__()
         self.dataset, self.prior, self.phase, self.seed = dataset, prior, phase, seed
-        parts = [folds.within(dataset, len(unseen), fold) for fold in range(len(unseen))] or [dataset]
-        self._batches = [TrainingBatches(part, phase.windows, seed) for part in parts]
+        self._batches: list[TrainingBatches] | list[EncodedBatches]
+        if encoder is None:
+            parts = [folds.within(dataset, len(unseen), fold) for fold in range(len(unseen))] or [dataset]
+            self._batches = [TrainingBatches(part, phase.windows, seed) for part in parts]
+        else:
+            self._batches = [EncodedBatches(dataset, phase.windows, seed, encoder, device.name())]
         self._priors: list[Predictor | None] = list(unseen) or [prior]
         self._seen: list[FieldBatch] = []  # the validation batches: they never change
 
-    def train_dataloader(self) -> DataLoader[FieldBatch]:
+    def train_dataloader(self) -> DataLoader[FieldBatch | EncodedFrames]:
         assert self.trainer is not None
         length = self.phase.validate_every * self.phase.accumulate
         first = self.trainer.current_epoch * length * self.trainer.world_size
         numbers = range(first + self.trainer.global_rank, first + length * self.trainer.world_size, self.trainer.world_size)
         return DataLoader(_ByNumber(self, numbers), batch_size=None, shuffle=False, num_workers=_loader_workers())
 
-    def batch(self, number: int) -> FieldBatch:
-        """Training batch `number` with its background."""
+    def batch(self, number: int) -> FieldBatch | EncodedFrames:
+        """Training batch `number`, with its background or of encoded frames."""
         turn = number % len(self._batches)
-        return with_background(self._batches[turn][number], self._priors[turn])
+        batch = self._batches[turn][number]
+        return batch if isinstance(batch, EncodedFrames) else with_background(batch, self._priors[turn])
 
     def val_dataloader(self) -> DataLoader[FieldBatch]:
         self._seen = self._seen or [with_background(batch, self.prior) for batch in self._validation()]
         return DataLoader(_List(self._seen), batch_size=None, shuffle=False)
 
-    def transfer_batch_to_device(self, batch: FieldBatch, device: torch.device, dataloader_idx: int) -> FieldBatch:
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> FieldBatch | EncodedFrames:
         return batch.to(device)
 
     def _validation(self) -> Iterator[FieldBatch]:
@@ -260,14 +275,14 @@ def with_background(batch: FieldBatch, prior: Predictor | None) -> FieldBatch:
     return batch if prior is None else FieldBatch(batch.context, background.attach(prior, batch.context, batch.query))
 
 
-class _ByNumber(Dataset[FieldBatch]):
+class _ByNumber(Dataset[FieldBatch | EncodedFrames]):
     def __init__(self, data: Data, numbers: range) -> None:
         self.data, self.numbers = data, numbers
 
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, index: int) -> FieldBatch:
+    def __getitem__(self, index: int) -> FieldBatch | EncodedFrames:
         return self.data.batch(self.numbers[index])
 
 

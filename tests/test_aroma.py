@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.aroma.model import Aroma, diffusion, divergence
+from models.aroma import diffusion
+from models.aroma.autoencoder import divergence
+from models.aroma.model import Aroma
 from models.aroma.stepper import LatentStepper
 from models.contract import DatasetInfo, FieldBatch, Frames
 from tests import worlds
@@ -135,14 +137,14 @@ def test_values_at_masked_nodes_change_nothing() -> None:
     assert frames.value is not None
     padded = replace(frames, value=torch.where(frames.mask[..., None], frames.value, -100.0))
     padded = replace(padded, position=torch.where(frames.mask[..., None], frames.position, -100.0))
-    torch.testing.assert_close(model.encode(padded), model.encode(frames), atol=1e-6, rtol=0)
+    torch.testing.assert_close(model.latents(padded), model.latents(frames), atol=1e-6, rtol=0)
 
 
 def test_the_order_of_points_does_not_change_the_latents() -> None:
     frames = worlds.batch(worlds.torus_info(), dtype=torch.float64).context
     order = torch.randperm(frames.mask.shape[2], generator=torch.Generator().manual_seed(2))
     model = built()
-    torch.testing.assert_close(model.encode(frames.points(order)), model.encode(frames), atol=1e-5, rtol=0)  # type: ignore[arg-type]
+    torch.testing.assert_close(model.latents(frames.points(order)), model.latents(frames), atol=1e-5, rtol=0)  # type: ignore[arg-type]
 
 
 def test_divergence_is_a_mean_and_zero_for_the_standard_normal() -> None:
@@ -159,7 +161,7 @@ def test_the_loss_of_encoding_is_reconstruction_plus_weighted_divergence() -> No
     truth, known = batch.query.value, batch.query.mask.unsqueeze(-1)
     assert truth is not None
     for name in ("mse", "relative_l2"):
-        model = built(reconstruction=name, kl_weight=0.5)
+        model = built(reconstruction=name, kl_weight=0.5, noise=False)
         terms = model.loss(batch)
         miss = (model.predict(batch.context, batch.query).mean - truth) * known
         mse = miss.square().sum() / known.sum()
@@ -265,9 +267,9 @@ def test_a_perfect_stepper_follows_the_truth_in_four_calls_a_step(difference: bo
     oracle = model.stepper = Oracle(model.plan, 50.0 if difference else 0.0)  # type: ignore[assignment]
     answer = model.predict(batch.context, batch.query)
     assert oracle.calls == 3 * 4
-    latents = model.encode(batch.context)[:, 0]
+    latents = model.latents(batch.context)[:, 0]
     for step in range(4):
-        expected = model._decode(latents.unsqueeze(0), batch.query, step)[0]
+        expected = model._decode(latents.unsqueeze(0), batch.query, step)[0][0]
         torch.testing.assert_close(answer.mean[:, step], expected, atol=1e-5, rtol=0)
         latents = follows(latents)
 
@@ -284,7 +286,7 @@ def test_before_training_the_stepper_gives_zero_and_its_loss_is_the_size_of_the_
     loss = model.loss(batch)["loss"]
     torch.manual_seed(5)
     level, noise = torch.randint(4, (6,)), torch.randn(6, 6, 3, dtype=torch.float64)
-    target = model.encode(batch.context)[:, 1:].flatten(0, 1)
+    target = model.latents(batch.context)[:, 1:].flatten(0, 1)
     torch.testing.assert_close(loss, diffusion.velocity(target, noise, model.plan.at(level, target)).square().mean())
 
 
@@ -342,7 +344,7 @@ def test_latents_are_standardised_by_what_training_saw(difference: bool, standar
     model.begin("step")
     for batch in batches:
         model.loss(batch)
-    latents = torch.cat([model.encode(batch.context) for batch in batches])
+    latents = torch.cat([model.latents(batch.context) for batch in batches])
     over = (0, 1) if standardise == "token" else (0, 1, 2)
 
     def check(standard: nn.Module, x: Tensor) -> None:
@@ -361,7 +363,7 @@ def test_in_paper_mode_latents_stay_as_they_are() -> None:
     model = built(mode="paper").train()
     model.begin("step")
     model.loss(batch)
-    latents = model.encode(batch.context)
+    latents = model.latents(batch.context)
     assert torch.equal(model.state(latents), latents)
 
 
@@ -370,12 +372,12 @@ def test_the_deterministic_ablation_learns_the_next_latents_in_one_call() -> Non
     batch.context.mask[:, :, :5] = True
     model = built(diffusion=False, mode="paper")
     model.begin("step")
-    now, then = model.encode(batch.context).unbind(1)
+    now, then = model.latents(batch.context).unbind(1)
     answer = model.stepper(now, torch.zeros_like(now), torch.tensor([0]))
     torch.testing.assert_close(model.loss(batch)["loss"], (answer - then).square().mean())
     ahead = model.predict(batch.context, batch.query)
     assert ahead.samples is None
-    expected = model._decode(model.stepper(then, torch.zeros_like(then), torch.tensor([0])).unsqueeze(0), batch.query, 1)[0]
+    expected = model._decode(model.stepper(then, torch.zeros_like(then), torch.tensor([0])).unsqueeze(0), batch.query, 1)[0][0]
     torch.testing.assert_close(ahead.mean[:, 1], expected)
     with pytest.raises(ValueError, match="members"):
         Aroma.Config(diffusion=False, members=2)
@@ -401,14 +403,15 @@ def test_the_encoder_is_called_once_for_a_rollout(monkeypatch: pytest.MonkeyPatc
 
 def test_the_ensemble_is_its_members_and_seeds_decide_it() -> None:
     batch = worlds.batch(worlds.torus_info(), s=3, dtype=torch.float64)
-    answer = built().predict(batch.context, batch.query)
+    plain = {"noise": False}
+    answer = built(**plain).predict(batch.context, batch.query)
     assert answer.samples is not None
     assert answer.samples.shape == (8, *answer.mean.shape)
     torch.testing.assert_close(answer.mean, answer.samples.mean(0))
     spread = answer.samples.std(0).amax((0, 2, 3))
     assert spread[0] < 1e-12
     assert (spread[1:] > 1e-4).all()
-    again, fewer, other = (built(**c).predict(batch.context, batch.query).samples for c in ({}, {"members": 3}, {"seed": 1}))
+    again, fewer, other = (built(**plain, **c).predict(batch.context, batch.query).samples for c in ({}, {"members": 3}, {"seed": 1}))
     assert again is not None
     assert fewer is not None
     assert other is not None
@@ -420,7 +423,7 @@ def test_the_ensemble_is_its_members_and_seeds_decide_it() -> None:
 
 def test_a_member_does_not_depend_on_the_batch_nor_on_the_leads_asked() -> None:
     batch = worlds.batch(worlds.torus_info(), s=4, dtype=torch.float64)
-    model = built()
+    model = built(noise=False)
     together = model.predict(batch.context, batch.query).samples
     assert together is not None
     for b in range(3):
@@ -455,9 +458,10 @@ def test_a_field_in_any_chunks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> N
     about = worlds.stations(hours=60).info
     batch = worlds.batch(about, t=3, s=3, dtype=torch.float64)
     model = built(about)
-    whole = model.predict(batch.context, batch.query).samples
+    whole = model.predict(batch.context, batch.query)
     monkeypatch.setattr("models.aroma.model._ROWS", 50)
-    torch.testing.assert_close(model.predict(batch.context, batch.query).samples, whole, atol=1e-9, rtol=0)
+    parts = model.predict(batch.context, batch.query)
+    torch.testing.assert_close((parts.mean, parts.scale), (whole.mean, whole.scale), atol=1e-9, rtol=0)
 
 
 def test_covariates_are_used() -> None:
@@ -488,7 +492,7 @@ def test_settings_that_cannot_be_are_refused() -> None:
 
 def test_the_stepper_learns_how_latents_move() -> None:
     """A wave that moves a tenth of the domain a step, through an auto-encoder that is not trained: the next latents are learnt."""
-    model = built(dtype=torch.float32, dropout=(), stepper_width=32, encode_geometry=False, highest=1.0)
+    model = built(dtype=torch.float32, dropout=(), noise=False, stepper_width=32, encode_geometry=False, highest=1.0)
     axis = torch.arange(5) / 2.5 - 1.0
     place = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).flatten(0, 1)
 
@@ -508,7 +512,7 @@ def test_the_stepper_learns_how_latents_move() -> None:
         model.loss(FieldBatch(frames, frames))["loss"].backward()
         optimizer.step()
         schedule.step()
-    now, then = model.eval().encode(window(64, 10_000)).unbind(1)
+    now, then = model.eval().latents(window(64, 10_000)).unbind(1)
     with torch.no_grad():
         ahead = model._next(now.expand(8, -1, -1, -1), next(model._noise(now))).mean(0)
     assert (ahead - then).square().mean() < 0.2 * (now - then).square().mean()

@@ -60,7 +60,7 @@ def some_codes(model: Dsq, frames: int = 3) -> tuple[IndexTransformer, Tensor, T
     c, batch = model.config, a_batch()
     assert isinstance(model.forecaster, IndexTransformer)
     codes = torch.randint(0, c.codes, (3, frames, c.codes_per_frame), generator=torch.Generator().manual_seed(0))
-    return model.forecaster, codes, model._clock(batch.context, frames)
+    return model.forecaster, codes, model._clock(batch.context.time[:, -1], frames)
 
 
 # ---- sizes
@@ -493,14 +493,13 @@ def test_soft_decoding_means_over_the_codes() -> None:
 def test_calendar_data_know_their_hour() -> None:
     info = worlds.stations(hours=60).info
     model, batch = built(info), a_batch(info)
-    clock = model._clock(batch.context, 5)
-    later = model._clock(replace(batch.context, time=batch.context.time + 24 * 365.2425), 5)
-    noon = model._clock(replace(batch.context, time=batch.context.time + 12), 5)
+    start = batch.context.time[:, -1]
+    clock, later, noon = (model._clock(start + hours, 5) for hours in (0, 24 * 365.2425, 12))
     assert clock.shape[-1] == model.time.width + 4
     day = [model.time.width, model.time.width + 2]  # sine and cosine of the day
     torch.testing.assert_close(noon[..., day], -clock[..., day], atol=1e-9, rtol=0)
     torch.testing.assert_close(later[..., model.time.width + 1], clock[..., model.time.width + 1], atol=1e-3, rtol=0)
-    assert built()._clock(batch.context, 5).shape[-1] == model.time.width
+    assert built()._clock(start, 5).shape[-1] == model.time.width
 
 
 @pytest.mark.parametrize("part", ["sparse", "coder", "decoder", "forecaster", "encoder"])

@@ -14,7 +14,9 @@ Shapes::
     B batch   S query frames   Q queries   R rows   C channels   M latents   c latent channels   G codes a frame   V codes   E members
 
 What each phase reads: `teacher` and `quantize` the query's points and values at lead 0; `sense` those and the context; `predict` query
-frames at leads 0, 1, 2, ... in this order, and the context. Of the context the last frame is read, older ones are ignored. Weather at the
+frames at leads 0, 1, 2, ... in this order, and the context, or their codes alone, two lists of them for a frame: what the teacher finds
+in its dense points, and what the sensors say (the latents, a thousand times as many numbers, are not kept for the phases before: there
+each window is seen about once). Of the context the last frame is read, older ones are ignored. Weather at the
 sensors joins the sparse encoder, calendar features of a query join the decoder, and the transformer knows hour and season of each frame.
 
 What differs from the released program, whose transformer regresses continuous latents and never uses an index: `paper` and `improved`
@@ -28,83 +30,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.contract import TASKS, DatasetInfo, FieldBatch, FieldModel, FieldPrediction, Frames
+from models.contract import TASKS, DatasetInfo, EncodedFrames, FieldBatch, FieldModel, FieldPrediction, Frames
+from models.dsq.config import DsqConfig
 from models.dsq.frame_transformer import IndexTransformer, RegressTransformer
-from models.dsq.latent_codes import LatentCodes, halvings
+from models.dsq.latent_codes import LatentCodes
 from models.dsq.quantizer import Quantized, Quantizer, perplexity, usage
 from models.layers import Fourier
-from models.perceiver import Decoder, Encoder, LatentSizes
+from models.perceiver import Decoder, Encoder
 
-_LEARNED = {"spacing": "linear", "codebook": "learned", "restart": 0.0, "centred": False}
-_REGRESS = {"width": 2048, "depth": 12, "heads": 8}
-MODES: dict[str, dict[str, Any]] = {
-    "paper": {"head": "index", **_LEARNED},
-    "improved": {"head": "index", "codebook": "average", "restart": 0.1, "centred": True},
-    "released": {"head": "regress", **_LEARNED, **_REGRESS, "code_width": 512, "hidden": 2048, "match_weight": 0.01},
-}
 _ROWS = 1 << 16  # query rows that predict holds at a time; bounds its memory
 _EPS = 1e-6
 _CYCLES = (24.0, 8765.82)  # hours of a day and of a year
-
-
-class DsqConfig(LatentSizes):
-    """Settings; `mode` fills in the switches that are not given. Defaults are the sheet's sizes, about 12 M parameters."""
-
-    mode: Literal["paper", "improved", "released"] = "improved"
-    # latents <-> codes
-    codes: int = Field(default=256, ge=2)
-    code_width: int = Field(default=64, ge=1)
-    codes_per_frame: int = Field(default=16, ge=1)  # latents / 4, / 16, ...
-    hidden: int = Field(default=128, ge=2)  # of the convolutions
-    residual_hidden: int = Field(default=32, ge=1)
-    commitment: float = Field(default=0.25, ge=0)
-    codebook: Literal["learned", "average"]
-    decay: float = Field(default=0.99, gt=0, lt=1)  # of the moving averages of codes and their uses
-    restart: float = Field(ge=0, lt=1)  # a code used less than this share of an even use starts again; 0: never
-    centred: bool  # codes do not carry the mean of the latents
-    match_weight: float = Field(default=1.0, ge=0)  # of the distance between sparse and dense latents before quantisation
-    # time
-    head: Literal["index", "regress"]
-    width: int = Field(default=384, ge=1)
-    depth: int = Field(default=6, ge=1)
-    heads: int = Field(default=6, ge=1)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    projection: int = Field(default=8192, ge=1)  # hidden width between latents and the vectors of `regress`
-    token_weight: float = Field(default=0.3, ge=0)  # of the distance between those vectors and the ones aimed at
-    horizon: int = Field(default=20, ge=1)  # frames that count as 1 in the time features
-    time_bands: int = Field(default=16, ge=1)
-    dense_start: float = Field(default=0.5, ge=0, le=1)  # share of training windows whose frame 0 is dense
-    # answers of the index head
-    temperature: float = Field(default=0.0, ge=0)  # 0: the likeliest code each time
-    members: int = Field(default=1, ge=1)  # forecasts that are sampled
-    seed: int = 0  # of the sampling
-    soft_decode: bool = False  # decode the mean of the codes under their probabilities, not the one chosen
-
-    @model_validator(mode="before")
-    @classmethod
-    def _mode(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        return {**MODES.get(given.get("mode", "improved"), {}), **given}
-
-    @model_validator(mode="after")
-    def _consistent(self) -> DsqConfig:
-        halvings(self.latents, self.codes_per_frame)
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
-        sampled = self.temperature > 0
-        if self.members > 1 and not sampled:
-            raise ValueError(f"members is {self.members}, but at temperature 0 all are the same: set temperature above 0")
-        if self.head == "regress" and (sampled or self.soft_decode):
-            raise ValueError("temperature and soft_decode belong to head index: head regress has no probabilities")
-        return self
 
 
 class Dsq(FieldModel):
@@ -113,6 +55,7 @@ class Dsq(FieldModel):
     Config = DsqConfig
     tasks: ClassVar[frozenset[str]] = frozenset(TASKS)
     phases: ClassVar[tuple[str, ...]] = ("teacher", "quantize", "sense", "predict")
+    follows: ClassVar[frozenset[str]] = frozenset({"predict"})
     corrects: ClassVar[bool] = False
 
     def __init__(self, config: DsqConfig, info: DatasetInfo) -> None:
@@ -230,24 +173,38 @@ class Dsq(FieldModel):
         }
 
     def _predict(self, batch: FieldBatch) -> dict[str, Tensor]:
-        context, query = batch.context, batch.query
-        b, s, _ = query.mask.shape
-        lead = self._leads(context, query)
+        lead = self._leads(batch.context, batch.query)
+        b, s = lead.shape
         if s < 2 or not torch.equal(lead, torch.arange(s, device=lead.device).expand(b, s)):
             raise ValueError(
                 f"phase predict learns from query frames at leads 0, 1, 2, ..., found {lead[0].tolist()} in the first window: set "
                 "query_frames to max_lead + 1, at least 2"
             )
-        known = query.mask.any(-1)[:, 1:]
-        with torch.no_grad():
-            dense, latents = self._coded(self._seen(self.encoder, query))
-            sparse, sensed = self._coded(self._seen(self.sparse, context))
-            start = torch.rand(b, device=lead.device) < self.config.dense_start if self.training else known.new_zeros(b)
-            index, latents = dense.index.unflatten(0, (b, s)), latents.unflatten(0, (b, s))
-            index[:, 0] = torch.where(start.unsqueeze(-1), index[:, 0], sparse.index)
-            latents[:, 0] = torch.where(start[:, None, None], latents[:, 0], sensed)
-            clock = self._clock(context, s)
+        return self.follow(self.encode(batch))
+
+    @torch.no_grad()
+    def encode(self, batch: FieldBatch) -> EncodedFrames:
+        """Codes [B,S,2,G] of the query's frames: what the teacher finds in their dense points, then what the sensors of the last context
+        frame say, which is frame 0."""
+        dense, _ = self._coded(self._seen(self.encoder, batch.query))
+        sparse, _ = self._coded(self._seen(self.sparse, batch.context))
+        index = dense.index.unflatten(0, batch.query.time.shape)
+        return EncodedFrames(
+            torch.stack([index, sparse.index.unsqueeze(1).expand_as(index)], 2), batch.query.mask.any(-1), batch.query.time
+        )
+
+    def follow(self, frames: EncodedFrames) -> dict[str, Tensor]:
+        """Terms of phase predict from frames 0, 1, ..., K as codes; frame 0 is dense in a share `dense_start` of training windows."""
+        b, s = frames.mask.shape
+        index, time = frames.value[:, :, 0].clone(), frames.time  # [B,1+K,G]
+        lead = torch.arange(s, device=time.device)
+        known = (frames.mask & (((time - time[:, :1]).double() / self.info.step - lead).abs() < _EPS))[:, 1:]
+        start = torch.rand(b, device=time.device) < self.config.dense_start if self.training else known.new_zeros(b)
+        index[:, 0] = torch.where(start.unsqueeze(-1), index[:, 0], frames.value[:, 0, 1])
+        clock = self._clock(time[:, 0], s)
         if isinstance(self.forecaster, RegressTransformer):
+            with torch.no_grad():
+                latents = self.coder.latents(self.coder.embed(index.flatten(0, 1))).unflatten(0, (b, s))
             ahead, token, aim = self.forecaster(latents, clock)
             latent_mse = self._latent_mse(ahead, latents[:, 1:], known)
             token_mse = _mean((token - aim).square().mean(2), known)
@@ -278,7 +235,7 @@ class Dsq(FieldModel):
     def _frames(self, context: Frames, ahead: int) -> Tensor:
         """Frames 0..K as code vectors [E*B,1+K,G,e], or with `regress` as latents [E*B,1+K,M,c]."""
         first, latents = self._coded(self._seen(self.sparse, context))
-        clock = self._clock(context, 1 + ahead)
+        clock = self._clock(context.time[:, -1], 1 + ahead)
         if isinstance(self.forecaster, RegressTransformer):
             return self.forecaster.continued(latents, clock)
         members = self.config.members
@@ -354,13 +311,13 @@ class Dsq(FieldModel):
             raise ValueError(f"DSQ steps from frame to frame: leads must be whole frames >= 0, found {', '.join(f'{x:g}' for x in found)}")
         return whole.long()
 
-    def _clock(self, context: Frames, frames: int) -> Tensor:
-        """Features [B,frames,f] of the times of frames at leads 0, 1, ...: the lead, and of calendar data the hour and season."""
-        lead = torch.arange(frames, device=context.time.device, dtype=torch.float64)
-        share = (lead / self.config.horizon).to(context.position.dtype)
-        parts = [self.time(share.unsqueeze(-1)).expand(len(context.time), -1, -1)]
+    def _clock(self, start: Tensor, frames: int) -> Tensor:
+        """Features [B,frames,f] of the times of frames 0, 1, ... from `start` [B] on: the lead, and of calendar data the hour and season."""
+        lead = torch.arange(frames, device=start.device, dtype=torch.float64)
+        share = (lead / self.config.horizon).to(self.sparse.latents.dtype)
+        parts = [self.time(share.unsqueeze(-1)).expand(len(start), -1, -1)]
         if self.calendar:
-            local = context.time[:, -1:] + lead * self.info.step + self.info.utc_offset
+            local = start.unsqueeze(-1) + lead * self.info.step + self.info.utc_offset
             angle = torch.stack([local * (2 * math.pi / cycle) for cycle in _CYCLES], -1)
             parts.append(torch.cat([angle.sin(), angle.cos()], -1).to(share.dtype))
         return torch.cat(parts, -1)
