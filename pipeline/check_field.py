@@ -89,8 +89,9 @@ def _measured(field: xr.Dataset, names: tuple[str, ...], gate: FieldGate) -> pd.
         {"trajectory": np.repeat(np.arange(trajectories), field.sizes["time"]), "time": np.tile(field["time"].values, trajectories)}
     )
     table = pd.concat([where, *per_variable], axis=1)
-    for name in names:  # cells that are never there (land in a sea-surface field) are no fault of a frame
-        table[f"{name}_mask"] = table[f"{name}_missing"].min() if (table[f"{name}_missing"] < 1).any() else 0.0
+    for name in names:  # cells that a trajectory never has (land in a sea-surface field, a body in a flow) are no fault of a frame
+        least = table.groupby("trajectory")[f"{name}_missing"].transform("min")
+        table[f"{name}_mask"] = np.where(least < 1, least, 0.0)
     return table
 
 

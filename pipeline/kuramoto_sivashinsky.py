@@ -16,35 +16,23 @@ from typing import Literal
 
 import numpy as np
 import xarray as xr
-from pydantic import Field, model_validator
+from pydantic import Field
 from scipy import fft
 
 from pipeline import trajectories
-from pipeline.trajectories import Trajectories
+from pipeline.trajectories import Stepped
 
 VARIABLES = ("velocity",)
 WAVES, LONGEST = 10, 3  # number of waves at the start, and the most periods of one on the ring
 ROOTS = 32  # points on the contour
 
 
-class Params(Trajectories):
+class Params(Stepped):
     """One set of trajectories. Times are in model units."""
 
     equation: Literal["kuramoto_sivashinsky"]
     length: float = Field(gt=0)  # of the ring
     grid: int = Field(ge=8, multiple_of=2)
-    frames: int = Field(ge=1)
-    interval: float = Field(gt=0)  # between two frames
-    burn_in: float = Field(ge=0)  # before the first frame
-    dt: float = Field(gt=0)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Params:
-        for name in ("interval", "burn_in"):
-            steps = getattr(self, name) / self.dt
-            if abs(steps - round(steps)) > 1e-6:
-                raise ValueError(f"{name} must be a whole number of steps of dt = {self.dt}, found {steps:g} steps")
-        return self
 
 
 def coordinates(params: Params) -> xr.Dataset:
@@ -64,8 +52,7 @@ def coordinates(params: Params) -> xr.Dataset:
 def solve(params: Params, seeds: np.ndarray) -> dict[str, np.ndarray]:
     """velocity (B, T, N) float32 of the trajectories with these seeds (B,), each independent of the others."""
     start = np.stack([waves(int(seed), params.grid) for seed in seeds])
-    burn_in, interval = round(params.burn_in / params.dt), round(params.interval / params.dt)
-    return {"velocity": frames(start, params.length, params.dt, burn_in, interval, params.frames).astype(np.float32)}
+    return {"velocity": frames(start, params.length, params.dt, *params.steps, params.frames).astype(np.float32)}
 
 
 def waves(seed: int, grid: int) -> np.ndarray:

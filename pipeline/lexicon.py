@@ -44,6 +44,12 @@ VARIABLES = {
         Variable("curve_x", "first coordinate of a curve", "1", None, (None, None), (None, None)),
         Variable("curve_y", "second coordinate of a curve", "1", None, (None, None), (None, None)),
         Variable("velocity", "velocity", "1", None, (None, None), (None, None)),
+        Variable("velocity_x", "velocity along x", "1", None, (None, None), (None, None)),
+        Variable("velocity_y", "velocity along y", "1", None, (None, None), (None, None)),
+        Variable("vertical_velocity", "vertical velocity", "1", None, (None, None), (None, None)),
+        Variable("pressure", "pressure", "1", None, (None, None), (None, None)),
+        Variable("temperature_excess", "temperature above that at the start", "1", None, (None, None), (None, None)),
+        Variable("height", "height of the surface above its mean", "1", None, (None, None), (None, None)),
         Variable("signal", "random signal", "1", None, (None, None), (None, None)),
         *(Variable(name, f"{name} (share)", "1", None, (0, 1), (0, 1), share=True) for name in ("susceptible", "infected", "recovered")),
     )

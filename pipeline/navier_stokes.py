@@ -21,35 +21,23 @@ from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
-from pydantic import Field, model_validator
+from pydantic import Field
 from scipy import fft
 
 from pipeline import trajectories
-from pipeline.trajectories import Trajectories
+from pipeline.trajectories import Stepped
 
 ALPHA, TAU = 2.5, 7.0
 FORCE = 0.1
 VARIABLES = ("vorticity",)
 
 
-class Params(Trajectories):
+class Params(Stepped):
     """One simulated data set. Times are in model units."""
 
     equation: Literal["navier_stokes"]
     viscosity: float = Field(gt=0)
     grid: int = Field(ge=8, multiple_of=2)  # points an axis
-    frames: int = Field(ge=1)
-    interval: float = Field(gt=0)  # between two frames
-    burn_in: float = Field(ge=0)  # from the random field to the first frame
-    dt: float = Field(gt=0)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Params:
-        for name in ("interval", "burn_in"):
-            steps = getattr(self, name) / self.dt
-            if abs(steps - round(steps)) > 1e-6:
-                raise ValueError(f"{name} must be a whole number of steps of dt = {self.dt}, found {steps:g} steps")
-        return self
 
 
 def coordinates(params: Params) -> xr.Dataset:
@@ -70,8 +58,7 @@ def coordinates(params: Params) -> xr.Dataset:
 def solve(params: Params, seeds: np.ndarray) -> dict[str, np.ndarray]:
     """Vorticity (B, T, N, N) float32 of the trajectories with these seeds (B,), each independent of the others."""
     start = np.stack([random_field(int(seed), params.grid) for seed in seeds]).astype(np.float32)
-    burn_in, interval = round(params.burn_in / params.dt), round(params.interval / params.dt)
-    return {"vorticity": frames(start, params.viscosity, params.dt, burn_in, interval, params.frames)}
+    return {"vorticity": frames(start, params.viscosity, params.dt, *params.steps, params.frames)}
 
 
 def frames(start: np.ndarray, viscosity: float, dt: float, burn_in: int, interval: int, count: int, force: float = FORCE) -> np.ndarray:

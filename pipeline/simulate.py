@@ -29,10 +29,13 @@ from pipeline.params import ParamsError, Section
 
 EQUATIONS = {
     "burgers": "pipeline.burgers",
+    "cylinder_flow": "pipeline.cylinder_flow",
     "epidemic": "pipeline.epidemic",
     "gaussian_process": "pipeline.gaussian_process",
     "kuramoto_sivashinsky": "pipeline.kuramoto_sivashinsky",
     "navier_stokes": "pipeline.navier_stokes",
+    "plume": "pipeline.plume",
+    "shallow_water": "pipeline.shallow_water",
     "spirals": "pipeline.spirals",
 }
 

@@ -10,7 +10,6 @@ frames            every point, but in some of the frames only     (series to be 
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import numpy as np
@@ -23,9 +22,10 @@ FIXED = ("all", "missing_region", "random", "frames")  # the same sensors in eve
 
 class Layout(Section):
     strategy: Literal["all", "missing_region", "random", "random_per_frame", "random_walk", "frames"]
-    rate: float = Field(default=1.0, gt=0, le=1)  # share of the grid points (outside the hole) that are sensors
+    rate: float = Field(default=1.0, gt=0, le=1)  # share of the grid points (outside the hole, in the middle) that are sensors
     hole: float = Field(default=0.25, gt=0, lt=1)  # missing_region: share of the area
     noise: float = Field(default=0.0, ge=0)  # multiplicative: observed = true * (1 + noise * N(0, 1)); the truth stays clean
+    central: float = Field(default=1.0, gt=0, le=1)  # random: sensors lie in so large a middle part of every axis
     additive: float = Field(default=0.0, ge=0)  # standard deviation of noise that is added, in the unit of the variable
     observed_frames: int | None = Field(default=None, ge=2)  # frames: so many of a trajectory, evenly spread from the first to the last
     irregular: bool = False  # frames: the first one and random others
@@ -34,6 +34,8 @@ class Layout(Section):
     def _frames(self) -> Layout:
         if (self.strategy == "frames") != (self.observed_frames is not None):
             raise ValueError(f"observed_frames belongs to strategy frames: found {self.observed_frames} with {self.strategy}")
+        if self.central < 1 and self.strategy != "random":
+            raise ValueError(f"central belongs to strategy random: found {self.central} with {self.strategy}")
         return self
 
     def seen(self, frames: int, seed: int, trajectory: int) -> np.ndarray:
@@ -47,12 +49,15 @@ class Layout(Section):
             return np.isin(np.arange(frames), [0, *later])
         return np.isin(np.arange(frames), np.linspace(0, frames - 1, self.observed_frames).astype(int))
 
-    def sensors(self, shape: tuple[int, ...], frames: int, torus: bool, seed: int, trajectory: int) -> np.ndarray:
-        """Indices [frames, n] into the flattened grid (z?, y?, x), increasing in each frame; depends on (seed, trajectory) alone."""
+    def sensors(self, there: np.ndarray, frames: int, torus: bool, seed: int, trajectory: int) -> np.ndarray:
+        """Indices [frames, n] into the flattened grid (z?, y?, x), increasing in each frame; `there` has its shape and is False where
+        there is no value to report, inside a body or on land. Depends on `there` and (seed, trajectory) alone."""
         rng = np.random.default_rng([seed, trajectory, 0])
-        free = np.arange(math.prod(shape))
+        shape, free = there.shape, np.flatnonzero(there)
         if self.strategy == "missing_region":
-            free = np.flatnonzero(~hole(shape, self.hole, torus, rng).ravel())
+            free = np.flatnonzero(there & ~hole(shape, self.hole, torus, rng))
+        if self.central < 1:
+            free = np.flatnonzero(there & middle(shape, self.central))
         count = len(free) if self.strategy in ("all", "frames") else round(self.rate * len(free))
         if count < 1:
             raise ValueError(f"rate {self.rate} of {len(free)} grid points gives no sensor; it must be at least {1 / len(free):.2g}")
@@ -80,6 +85,12 @@ def hole(shape: tuple[int, ...], share: float, torus: bool, rng: np.random.Gener
         side = round(share ** (1 / len(shape)) * length)
         start = int(rng.integers(0, length if torus else length - side + 1))
         inside.append(np.isin(np.arange(length), (start + np.arange(side)) % length))
+    return np.logical_and.reduce(np.meshgrid(*inside, indexing="ij"))
+
+
+def middle(shape: tuple[int, ...], share: float) -> np.ndarray:
+    """Mask of this shape, True in the middle `share` of every axis."""
+    inside = [abs(np.arange(length) + 0.5 - length / 2) <= share * length / 2 for length in shape]
     return np.logical_and.reduce(np.meshgrid(*inside, indexing="ij"))
 
 

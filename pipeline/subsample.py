@@ -397,7 +397,7 @@ def _from_field(params: Subsample, key: str, field: xr.Dataset, checked: Path, w
         n_sensors=len(part.fixed.get("sensor/role", ())),
         context_covariates=(),
         simulated=not calendar,
-        space=("x", "y") if calendar else fields.axes(field),
+        space=_space(field),
         **_scale(field),
     )
 
@@ -429,7 +429,9 @@ class _Sensors:
 
     def rows(self, trajectory: int, first: int, truth: np.ndarray) -> _Rows:
         if trajectory != self._owner:
-            self._points = self.layout.sensors(self.shape, self.frames, self.torus, self.seed, trajectory)
+            here = np.isfinite(truth[0]).all(axis=-1)  # not where the first frame has nothing, unless it has nothing at all
+            there = (here if here.any() else ~here).reshape(self.shape)
+            self._points = self.layout.sensors(there, self.frames, self.torus, self.seed, trajectory)
             self._owner = trajectory
             if self.stay:
                 place = self.place[self._points[0]]
@@ -561,6 +563,10 @@ def _places(field: xr.Dataset, trajectory: int) -> np.ndarray:
     if "latitude" in field.coords:
         longitude, latitude = np.meshgrid(field["longitude"].values, field["latitude"].values)
         return geometry.to_km(longitude, latitude, geometry.centred_on(longitude, latitude)).reshape(-1, 2)
+    if _is_globe(field):
+        longitude, latitude = np.radians(np.meshgrid(field["x"].values, field["y"].values))
+        vector = (np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude))
+        return np.stack(vector, axis=-1).reshape(-1, 3)
     axes = [field[name] for name in fields.axes(field)]
     if "point" in field.dims:
         one = [axis.isel(trajectory=trajectory) if "trajectory" in axis.dims else axis for axis in axes]
@@ -569,11 +575,26 @@ def _places(field: xr.Dataset, trajectory: int) -> np.ndarray:
     return np.stack([axis.ravel() for axis in reversed(grid)], axis=-1)
 
 
+def _is_globe(field: xr.Dataset) -> bool:
+    """A grid on a sphere: its places are unit vectors, so that longitude has no seam and poles are points. Scattered points on a sphere
+    stay in degrees, which the great-circle distances of Gaussian process tasks are made of."""
+    return field.attrs["geometry"] == "sphere" and fields.space(field) == ("y", "x")
+
+
+def _space(field: xr.Dataset) -> tuple[str, ...]:
+    """The axes of a position."""
+    if _is_globe(field):
+        return ("x", "y", "z")
+    return ("x", "y") if "latitude" in field.coords else fields.axes(field)
+
+
 def _scale(field: xr.Dataset) -> dict[str, Any]:
     """How positions are scaled."""
     if "latitude" in field.coords:
         projection = geometry.centred_on(*np.meshgrid(field["longitude"].values, field["latitude"].values))
         return {"centre": (0.0, 0.0), "half_extent": float(np.abs(_places(field, 0)).max()), "projection": projection}
+    if _is_globe(field):
+        return {"centre": (0.0, 0.0, 0.0), "half_extent": 1.0, "projection": None}
     axes = fields.axes(field)
     if field.attrs["geometry"] == "torus":
         return {"centre": (0.5,) * len(axes), "half_extent": 0.5, "projection": None}
@@ -593,7 +614,7 @@ def _time(field: xr.Dataset) -> tuple[float, np.ndarray, bool]:
 
 def _info(params: Subsample, key: str, *, simulated: bool = False, **values: Any) -> DatasetInfo:
     known = [lexicon.lookup(name) for name in params.variables]
-    unit = "km" if values["projection"] else "deg" if values["geometry"] == "sphere" else "1"
+    unit = "km" if values["projection"] else "deg" if values["geometry"] == "sphere" and len(values["centre"]) == 2 else "1"
     values |= {name: value for name, value in params.scale.model_dump().items() if value is not None}
     space = values.setdefault("space", ("x", "y"))
     if len(values["centre"]) != len(space):

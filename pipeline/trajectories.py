@@ -32,6 +32,28 @@ class Trajectories(Section):
         return self
 
 
+class Stepped(Trajectories):
+    """Base of those that step through time: a frame comes after every so many steps. Times are in model units."""
+
+    frames: int = Field(ge=1)
+    interval: float = Field(gt=0)  # between two frames
+    burn_in: float = Field(ge=0)  # from the start to the first frame
+    dt: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _whole_steps(self) -> Stepped:
+        for name in ("interval", "burn_in"):
+            steps = getattr(self, name) / self.dt
+            if abs(steps - round(steps)) > 1e-6:
+                raise ValueError(f"{name} must be a whole number of steps of dt = {self.dt}, found {steps:g} steps")
+        return self
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Steps before the first frame, and between two frames."""
+        return round(self.burn_in / self.dt), round(self.interval / self.dt)
+
+
 def seeds(params: Trajectories) -> np.ndarray:
     """One seed a trajectory: training, then validation, then test."""
     train = params.seed + np.arange(params.trajectories)

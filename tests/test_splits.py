@@ -95,8 +95,8 @@ SHAPE = (8, 12)
 @given(st.sampled_from(["all", "random", "random_per_frame", "random_walk", "missing_region"]), st.booleans(), st.integers(0, 99))
 def test_layouts_are_sets_of_grid_points_and_pure(strategy: str, torus: bool, trajectory: int) -> None:
     layout = Layout(strategy=strategy, rate=0.3)  # type: ignore[arg-type]
-    at = layout.sensors(SHAPE, 5, torus, 0, trajectory)
-    assert (at == layout.sensors(SHAPE, 5, torus, 0, trajectory)).all()
+    at = layout.sensors(np.ones(SHAPE, bool), 5, torus, 0, trajectory)
+    assert (at == layout.sensors(np.ones(SHAPE, bool), 5, torus, 0, trajectory)).all()
     assert (np.diff(at, axis=1) > 0).all()
     assert at.min() >= 0
     assert at.max() < 96
@@ -104,8 +104,8 @@ def test_layouts_are_sets_of_grid_points_and_pure(strategy: str, torus: bool, tr
     assert at.shape == (5, expected)
     assert (at == at[0]).all() == (strategy in ("all", "random", "missing_region"))
     if strategy != "all":
-        assert not np.array_equal(at, layout.sensors(SHAPE, 5, torus, 1, trajectory))
-        assert not np.array_equal(at, layout.sensors(SHAPE, 5, torus, 0, trajectory + 1))
+        assert not np.array_equal(at, layout.sensors(np.ones(SHAPE, bool), 5, torus, 1, trajectory))
+        assert not np.array_equal(at, layout.sensors(np.ones(SHAPE, bool), 5, torus, 0, trajectory + 1))
 
 
 @given(st.integers(0, 200), st.booleans(), st.sampled_from([0.1, 0.25, 0.5]))
@@ -146,7 +146,7 @@ def test_noise_is_multiplicative_and_belongs_to_the_frame() -> None:
 
 def test_a_rate_without_a_sensor() -> None:
     with pytest.raises(ValueError, match=r"rate 0.001 of 96 grid points gives no sensor; it must be at least 0.01"):
-        Layout(strategy="random", rate=0.001).sensors(SHAPE, 2, True, 0, 0)
+        Layout(strategy="random", rate=0.001).sensors(np.ones(SHAPE, bool), 2, True, 0, 0)
 
 
 @given(st.floats(-179.9, 179.9), st.floats(-80, 80), st.floats(-1, 1), st.floats(-1, 1))

@@ -49,6 +49,8 @@ def params_model(key: str) -> type[Params]:
 def run(params: Params, key: str, *, checked: Path, sensors: Path, runs: Path, scores: Path, forecasts: Path, out: Path) -> None:
     """Write the report folder of a dataset."""
     data = sensor_data.read(sensors)
+    if len(data.info.space) > 2:
+        raise ValueError(f"a report draws maps of x and y: {data.info.name} has the axes {', '.join(data.info.space)}")
     table = score_tables.read_all(scores)
     skills = score_tables.skill(table)
     examples = pd.concat([pd.read_parquet(path) for path in sorted(scores.glob("*/examples.parquet"))], ignore_index=True)
