@@ -32,7 +32,7 @@ from pipeline.trajectories import Stepped
 VARIABLES = ("temperature_excess", "vertical_velocity")
 RADIUS, LIFT = 0.1, 0.1  # of the source, and height of its middle
 POWER, PULSE, FREQUENCY = (0.02, 0.04), 0.6, (0.25, 0.75)  # heat per unit of time, share of it that pulses, pulses per unit of time
-WHIRL = 0.1  # largest speed of the air at the start
+WHIRL = 0.1  # of the air at the start: largest speed about one axis, on a square
 AXES = (-1, -2, -3)  # of x, y, z
 
 Velocity = list[np.ndarray]
@@ -154,7 +154,7 @@ class Room:
                     angle = np.pi * places / size[along]
                     wave = wave * _on_axis(np.sin(angle) if along == axis else np.cos(angle) * size[axis], along)
                 strength = np.array([source.whirl[about] for source in self.sources])
-                velocity[axis] += sign * strength[:, None, None, None] * wave
+                velocity[axis] += _inside(_cut(sign * strength[:, None, None, None] * wave, axis), axis)  # sin(pi) is not quite zero
         return self.projected(velocity), np.zeros((len(self.sources), *self.shape))
 
     def step(self, velocity: Velocity, heat: np.ndarray, shares: np.ndarray, time: float, dt: float) -> tuple[Velocity, np.ndarray]:

@@ -30,6 +30,7 @@ SOURCES = {
     "beijing": "pipeline.sources.beijing",
     "era5": "pipeline.sources.era5",
     "kolkata": "pipeline.sources.kolkata",
+    "meshes": "pipeline.sources.meshes",
     "simulations": "pipeline.sources.simulations",
 }
 

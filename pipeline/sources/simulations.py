@@ -4,8 +4,10 @@
     PDEBench (doi 10.18419/darus-2986)            HDF5: arrays (sample, time, x, y?, z?) beside `x-coordinate`, ...; or one group a
                                                   sample with `data` (time, x, y?, variable) and `grid`
     FNO (arXiv 2010.08895)                        MATLAB 5 or 7.3: u (sample, x, y, time), maybe t; on a torus
+    DINo (doi 10.6084/m9.figshare.21298179)       HDF5 of Dedalus, one trajectory a file: tasks/NAME (time, phi, theta) with their
+                                                  coordinates as dimension scales; on a sphere, in degrees as longitude and latitude
 
-All of them have x before y; here y comes first. `variables` maps names of the lexicon to names in the files; a vector, tensor or grouped
+All of them have x before y; here y comes first. `factors` multiply what is read: DINo and AROMA use 3000 height and 2 vorticity. `variables` maps names of the lexicon to names in the files; a vector, tensor or grouped
 array needs the number of the component, as in `velocity:0`. Files are read some trajectories at a time, but for MATLAB 5, which is read
 whole. On a torus positions are shares of the period. Nothing is said here of the licences: `license` states what the publisher does.
 """
@@ -51,6 +53,8 @@ class Params(Section):
     variables: dict[str, str] = Field(min_length=1)  # name in the lexicon: name in the files
     frames: tuple[int | None, int | None] = (None, None)  # [first, last)
     every: int = Field(default=1, ge=1)  # frames
+    every_point: int = Field(default=1, ge=1)  # grid points of each axis
+    factors: dict[str, float] = Field(default_factory=dict)  # name in the lexicon: what its values are multiplied by, 1 where not given
     geometry: Literal["plane", "torus"] | None = None  # None: as the file says
     title: str
     license: str  # SPDX identifier
@@ -128,6 +132,7 @@ def _write(params: Params, chosen: list[tuple[Part, _File, dict[str, _Variable],
         raise ValueError(f"{first.name} does not say whether its domain is periodic: give `geometry`, plane or torus")
     frames = slice(*params.frames, params.every)
     time = first.time[frames]
+    axes = {name: _shares(axis) if geometry == "torus" else axis for name, axis in first.axes.items()}
     if not len(time):
         raise ValueError(f"frames {list(params.frames)} of {first.name} are none: it has {len(first.time)}")
     role = [part.role for part, _, _, numbers in chosen for _ in numbers]
@@ -135,7 +140,7 @@ def _write(params: Params, chosen: list[tuple[Part, _File, dict[str, _Variable],
         coords={
             "trajectory": np.arange(len(role)),
             "time": time,
-            **{name: _shares(axis) if geometry == "torus" else axis for name, axis in first.axes.items()},
+            **{name: axis[:: params.every_point] for name, axis in axes.items()},
             "role": ("trajectory", np.array(role, dtype=object)),
         },
         attrs={
@@ -155,7 +160,9 @@ def _write(params: Params, chosen: list[tuple[Part, _File, dict[str, _Variable],
             end = min(begin + length, numbers.stop)
             for name, variable in found.items():
                 sizes = {"trajectory": end - begin, "time": len(time), **place}
-                values = np.asarray(variable.read(begin, end, frames, sizes), np.float32)
+                whole = variable.read(begin, end, frames, sizes)
+                thinned = whole[(..., *[slice(None, None, params.every_point)] * len(place))]
+                values = np.asarray(thinned * params.factors.get(name, 1), np.float32)
                 missing[name] += int((~np.isfinite(values)).sum())
                 fields.write_block(path, name, start, np.where(np.isfinite(values), values, np.nan))
             start += end - begin
@@ -212,13 +219,15 @@ def _open(path: Path, stack: ExitStack) -> _File:
     file = stack.enter_context(h5py.File(path, "r"))
     if magic == b"MATLAB 7.3":
         return _matlab(path.name, {name: array for name, array in file.items() if isinstance(array, h5py.Dataset)}, reverse=True)
+    if "tasks" in file:
+        return _sphere(path.name, file)
     if "dimensions" in file and any(group in file for group in _WELL):
         return _well(path.name, file)
     if any(name in file for name in _COORDINATES.values()):
         return _single_arrays(path.name, file)
     if len(file) and all(isinstance(group, h5py.Group) and "data" in group and "grid" in group for group in file.values()):
         return _grouped(path.name, file)
-    raise ValueError(f"its layout is none of The Well, PDEBench, FNO: it holds {', '.join(list(file)[:8])}")
+    raise ValueError(f"its layout is none of The Well, PDEBench, FNO, DINo: it holds {', '.join(list(file)[:8])}")
 
 
 _WELL = {"t0_fields": 0, "t1_fields": 1, "t2_fields": 2}
@@ -259,6 +268,38 @@ def _well(name: str, file: h5py.File) -> _File:
 
     axes = {str(label): fixed(label) for label in ("x", "y", "z") if label in dims}
     return _File(name, int(file.attrs["n_trajectories"]), fixed("time"), axes, "torus" if periodic else "plane", find)
+
+
+def _sphere(name: str, file: h5py.File) -> _File:
+    tasks = {key: array for key, array in file["tasks"].items() if isinstance(array, h5py.Dataset) and array.ndim == 3}
+    if not tasks:
+        raise ValueError(f"tasks has no array (time, phi, theta): it holds {', '.join(file['tasks']) or 'none'}")
+    array = next(iter(tasks.values()))
+
+    def scale(axis: int) -> np.ndarray:
+        if not len(array.dims[axis]):
+            raise ValueError(f"{array.name} has no dimension scale for axis {axis}: the file must be as Dedalus writes it")
+        return np.asarray(array.dims[axis][0][...], np.float64).ravel()
+
+    longitude, latitude = np.degrees(scale(1)), 90 - np.degrees(scale(2))
+    turned = latitude[0] > latitude[-1]
+
+    def find(wanted: str) -> _Variable:
+        if wanted not in tasks:
+            raise ValueError(f"it has no task {wanted}; it has {', '.join(tasks)}")
+        return _Variable([_Turned(tasks[wanted]) if turned else tasks[wanted]], ("time", "x", "y"))
+
+    return _File(name, 1, scale(0), {"x": longitude, "y": latitude[::-1] if turned else latitude}, "sphere", find)
+
+
+@dataclass(frozen=True)
+class _Turned:
+    """An array whose last axis, colatitude, is read backwards."""
+
+    array: h5py.Dataset
+
+    def __getitem__(self, key: tuple[Any, ...]) -> np.ndarray:
+        return self.array[key][..., ::-1]
 
 
 def _component(wanted: str, component: str, shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
