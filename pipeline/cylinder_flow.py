@@ -4,13 +4,15 @@ The channel has height 1 and no-slip walls, water comes in with a parabolic prof
 heights and time in height / mean speed. A trajectory draws its Reynolds number (mean speed x diameter / viscosity), the radius and the
 vertical place of its cylinder, and a swirl at the start that lets vortices shed soon. Where the cylinder is there is no value.
 
-This is a declared substitute for two published sets that cannot be had or have no generator: the meshes of MeshGraphNets (arXiv 2010.03409),
-which AROMA uses, and the cylinder wakes of Senseiver and DSQ. The channel is that of the benchmark 2D-2 of Schaefer and Turek 1996, whose
+This is a declared substitute for two published sets that have no public generator: the meshes of MeshGraphNets (arXiv 2010.03409), which
+AROMA uses, and the cylinder wakes of Senseiver and DSQ. The channel is that of the benchmark 2D-2 of Schaefer and Turek 1996, whose
 shedding frequency the tests ask for.
 
 Collision: one relaxation time, in the incompressible form of He and Luo 1997 (doi 10.1023/B:JOSS.0000015179.12689.e4), regularised (Latt
-and Chopard 2006, doi 10.1016/j.matcom.2006.05.017): without that, or with two relaxation times in its place, some flows blew up. Walls and cylinder: bounce-back. Inlet: bounce-back from a wall that moves with the profile
-(Ladd 1994). Outlet: pressure zero, by anti-bounce-back. Values are kept as differences from rest, so that single precision is enough. Nothing but sums and products cell by cell: the bytes depend on the seed alone.
+and Chopard 2006, doi 10.1016/j.matcom.2006.05.017): without that, or with two relaxation times in its place, some flows blew up. Walls and
+cylinder: bounce-back. Inlet: bounce-back from a wall that moves with the profile (Ladd 1994). Outlet: pressure zero, by anti-bounce-back.
+Values are kept as differences from rest, so that single precision is enough. Nothing but sums and products cell by cell: the bytes depend
+on the seed alone. pylbm compiles generated code and lettuce needs torch: no library for so few lines.
 
 Shapes: B trajectories, T frames, N cells of the height, L of the length; arrays inside the solver are (9, N + 2, L), with the walls.
 """

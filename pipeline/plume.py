@@ -138,7 +138,9 @@ class Room:
                 step += 1
             out[:, number, 0], out[:, number, 1] = heat, _middle(velocity[2], 2)
         if not np.isfinite(out).all():
-            raise ValueError(f"the flow blew up: dt = {dt} is too long for viscosity {self.viscosity} on {self.shape[-1]} cells; take a shorter one")
+            raise ValueError(
+                f"the flow blew up: dt = {dt} is too long for viscosity {self.viscosity} on {self.shape[-1]} cells; take a shorter one"
+            )
         return out
 
     def start(self) -> tuple[Velocity, np.ndarray]:

@@ -107,7 +107,7 @@ class Sphere:
 
     def spectrum(self, values: np.ndarray) -> np.ndarray:
         """[...,J,I] on the grid -> [...,M+1,M+1]."""
-        sine, weight = _nodes(self.grid)
+        _, weight = _nodes(self.grid)
         legendre, _ = _legendre(self.grid)
         return np.einsum("mjl,...jm->...ml", legendre * weight[:, None], self._orders(values))
 
@@ -174,14 +174,14 @@ class Sphere:
 
     def _tendency(self, state: np.ndarray) -> np.ndarray:
         vorticity, depth, u, v = self._synthesis(state)
-        sine, weight = _nodes(self.grid)
+        sine, _ = _nodes(self.grid)
         absolute = vorticity + 2 * self.omega * sine[:, None]
         products = np.stack([absolute * u, absolute * v, depth * u, depth * v, (u**2 + v**2) / 2])
         orders = np.moveaxis(self._orders(products), -1, 0)  # [M+1,5,J]
         plain, slope = (_real(part) for part in np.split(_product(_analysis(self.grid), _real_columns(orders)), 2, axis=1))
         turned = 1j * np.arange(self.degrees + 1)[:, None] / RADIUS
-        a, b, c, d, energy = np.moveaxis(plain, -1, 0)
-        a_slope, b_slope, c_slope, d_slope = np.moveaxis(slope[..., :4], -1, 0) / RADIUS
+        a, b, c, _, energy = np.moveaxis(plain, -1, 0)
+        a_slope, b_slope, _, d_slope = np.moveaxis(slope[..., :4], -1, 0) / RADIUS
         return np.stack(
             [
                 b_slope - turned * a,

@@ -84,6 +84,19 @@ def matlab73(path: Path) -> None:
     path.write_bytes(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(512) + content[512:])
 
 
+def dedalus(path: Path) -> None:
+    """DINo's shallow water: one trajectory of Dedalus, with its coordinates as dimension scales, colatitude falling."""
+    with h5py.File(path, "w") as file:
+        axes = {"sim_time": np.arange(T) * 1.0, "phi": 2 * np.pi * np.arange(X) / X, "theta": np.linspace(3, 0.1, Y)}
+        for name, axis in axes.items():
+            file[f"scales/{name}"] = axis
+            file[f"scales/{name}"].make_scale(name)
+        for name, values in {"height": VALUES[0], "vorticity": -VALUES[0]}.items():
+            file[f"tasks/{name}"] = values
+            for number, axis in enumerate(axes):
+                file[f"tasks/{name}"].dims[number].attach_scale(file[f"scales/{axis}"])
+
+
 def ingested(folder: Path, files: dict[str, Callable[[Path], None]], **settings: Any) -> xr.Dataset:
     drop = folder / "raw"
     drop.mkdir()
@@ -185,6 +198,19 @@ def test_only_the_trajectories_wanted_are_read(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(fields, "CHUNK_BYTES", 2 * T * X * Y * 4)
     ingested(tmp_path, {"file": well}, variables={"vorticity": "density"})
     assert asked == [(2, T, X, Y), (2, T, X, Y), (1, T, X, Y)]
+
+
+def test_a_sphere_of_dino_is_read_as_longitude_and_latitude(tmp_path: Path) -> None:
+    field = ingested(
+        tmp_path, {"a.h5": dedalus, "b.h5": dedalus}, variables={"height": "height", "vorticity": "vorticity"}, every_point=2,
+        factors={"height": 3000, "vorticity": 2}, parts=[{"role": "train", "file": "*.h5"}],
+    )  # fmt: skip
+    assert field.attrs["geometry"] == "sphere"
+    np.testing.assert_allclose(field["x"], [0, 120, 240])
+    np.testing.assert_allclose(field["y"], (90 - np.degrees(np.linspace(3, 0.1, Y)))[::2])
+    for trajectory in (0, 1):
+        np.testing.assert_allclose(field["height"][trajectory], 3000 * VALUES[0].transpose(0, 2, 1)[:, ::2, ::2], rtol=1e-6)
+        np.testing.assert_allclose(field["vorticity"][trajectory], -2 * VALUES[0].transpose(0, 2, 1)[:, ::2, ::2], rtol=1e-6)
 
 
 def test_walls_make_a_plane_and_keep_its_coordinates(tmp_path: Path) -> None:

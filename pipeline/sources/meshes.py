@@ -71,7 +71,8 @@ def field(params: Params, raw: Path, out: Path) -> dict[str, Any]:
         values = {name: _values(record, theirs, features)[:: params.every] for name, theirs in params.variables.items()}
         frames = len(next(iter(values.values())))
         if not number:
-            fields.create(path, _coordinates(params, [role for role, _ in sizes], frames, largest), dict.fromkeys(values, {}), ("x", "y"))
+            coordinates = _coordinates(params, [role for role, _ in sizes], frames, largest)
+            fields.create(path, coordinates, {name: {} for name in values}, ("x", "y"))
         for axis, name in enumerate(("x", "y")):
             fields.write_block(path, name, number, _filled(place[:, axis], largest)[None])
         for name, array in values.items():

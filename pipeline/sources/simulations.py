@@ -7,9 +7,10 @@
     DINo (doi 10.6084/m9.figshare.21298179)       HDF5 of Dedalus, one trajectory a file: tasks/NAME (time, phi, theta) with their
                                                   coordinates as dimension scales; on a sphere, in degrees as longitude and latitude
 
-All of them have x before y; here y comes first. `factors` multiply what is read: DINo and AROMA use 3000 height and 2 vorticity. `variables` maps names of the lexicon to names in the files; a vector, tensor or grouped
-array needs the number of the component, as in `velocity:0`. Files are read some trajectories at a time, but for MATLAB 5, which is read
-whole. On a torus positions are shares of the period. Nothing is said here of the licences: `license` states what the publisher does.
+All of them have x before y; here y comes first. `variables` maps names of the lexicon to names in the files; a vector, tensor or grouped
+array needs the number of the component, as in `velocity:0`. `factors` multiply what is read: DINo and AROMA use 3000 height and 2
+vorticity. Files are read some trajectories at a time, but for MATLAB 5, which is read whole. On a torus positions are shares of the
+period. Nothing is said here of the licences: `license` states what the publisher does.
 """
 
 from __future__ import annotations
