@@ -12,7 +12,8 @@ Geographic fields carry `latitude(y)`, `longitude(x)` (longitude -180..180) and 
 `expver(time)`, `role(trajectory)` ("train", "validation", "test"), `seed(trajectory)`, or whatever a simulation drew for it.
 
 A field is written in two steps, so that it never has to fit in memory: `create` lays down everything but the values, `write_block` fills
-one stretch of trajectories or frames. `block_length` is how long a stretch should be.
+one stretch of trajectories or frames. Where there is nothing to measure (inside a body, on land, beyond the points of a small mesh) it is
+NaN. `block_length` is how long a stretch should be.
 """
 
 from __future__ import annotations
