@@ -2,8 +2,8 @@
 
     python -m benchmarks.bsa_tnp dl4bi peer/bin/python
 
-The two arguments may also be named by the environment variables DL4BI and DL4BI_PYTHON; benchmarks/dl4bi_peer.py says how to get them, and
-benchmarks/parity_bsa_tnp.py shows that `paper` computes the same. Sizes are the reference ones for the 2-D Gaussian process: 475,770 weights.
+The two arguments may also be named by the environment variables DL4BI and DL4BI_PYTHON; benchmarks/dl4bi_peer.py says how to get them,
+and benchmarks/parity_bsa_tnp.py shows that `paper` computes the same. Sizes are the reference ones for the 2-D Gaussian process.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def compare(model: str, sizes: dict[str, int], modes: tuple[str, ...], named: li
         return 0
     peer = [python, "-m", "benchmarks.dl4bi_peer", model, str(Path(folder).resolve()), json.dumps(sizes)]
     commands = {"released": peer, **{f"ours, {mode}": sides.own(model, mode) for mode in modes}}
-    title = f"{model}: train {sizes['batch']} x {sizes['context']} to {sizes['queries']}, answer {sizes['answer_context']} to {sizes['answer_queries']}"
+    trained = f"train {sizes['batch']} x {sizes['context']} to {sizes['queries']}"
+    title = f"{model}: {trained}, answer {sizes['answer_context']} to {sizes['answer_queries']}"
     work = {"train": sizes["batch"] * sizes["queries"], "answer": sizes["answer_queries"]}
     return sides.report(title, "queries", work, commands)
 

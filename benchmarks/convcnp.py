@@ -2,8 +2,8 @@
 
     python -m benchmarks.convcnp dl4bi peer/bin/python
 
-Arguments as of benchmarks/bsa_tnp.py. Both have a grid of 41 x 41 nodes, four depthwise-separable blocks of 9 x 9 with 64 channels and a head
-of three layers. Theirs reads the grid at points by a second set convolution over all its nodes, ours by interpolation.
+Arguments as of benchmarks/bsa_tnp.py. Both have a grid of 41 x 41 nodes, four depthwise-separable blocks of 9 x 9 with 64 channels and a
+head of three layers. Theirs reads the grid at points by a second set convolution over all its nodes, ours by interpolation.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
     git clone https://github.com/vandijklab/CST
     python -m benchmarks.cst CST
 
-The folder may also be named by the environment variable CST; benchmarks/cst_peer.py says what it needs, and benchmarks/parity_cst.py shows that
-`legacy` computes the same. Sizes are those of the release's spirals: batches of 10 curves of 10 points, 500 dummies, width 32, four layers,
-feed-forward 3072. A training step is their `training_step` (dummies drawn, values interpolated, the loss with three orders, R squared) or our
-`loss`, then backward and AdamW. An answer is 90 further points a curve. `paper` and `improved` are ours at their own sizes: 64 dummies,
-two orders that do train, and in `improved` a feed-forward of 256 and a width of 64.
+The folder may also be named by the environment variable CST; benchmarks/cst_peer.py says what it needs, and benchmarks/parity_cst.py shows
+that `legacy` computes the same. Sizes are those of the release's spirals: batches of 10 curves of 10 points, width 32, four layers,
+feed-forward 3072; but 100 dummies, not 500. A training step is their `training_step` (dummies drawn, values interpolated, the loss with
+three orders, R squared) or our `loss`, then backward and AdamW. An answer is 90 further points a curve. `paper` and `improved` are ours at
+their own sizes: 64 dummies, two orders that do train, and in `improved` a feed-forward of 256 and a width of 64.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from models.contract import FieldBatch, Frames
 from models.cst.model import Cst
 from tests import worlds
 
-CURVES, POINTS, ASKED = 10, 10, 90
+CURVES, POINTS, ASKED, DUMMIES = 10, 10, 90, 100
 INFO = worlds.torus_info(
     geometry="plane", variables=("a", "b"), units=("1", "1"), mean=(0.0, 0.0), std=(1.0, 1.0), limits=((None, None),) * 2
 )
@@ -46,7 +46,7 @@ def ours(mode: str) -> tuple[dict[str, Callable[[], object]], int]:
         there = torch.ones(shape, dtype=torch.bool)
         return Frames(torch.zeros(*shape, 2), there, ((POINTS - 1) * time.double()).expand(CURVES, -1), shown)
 
-    model = Cst(Cst.Config.model_validate({"mode": mode}), INFO).train()
+    model = Cst(Cst.Config.model_validate({"mode": mode} | ({"dummies": DUMMIES} if mode == "legacy" else {})), INFO).train()
     context = frames(at, value.unsqueeze(2))
     batch, query = FieldBatch(context, context), frames(asked, None)
     train = sides.training(model, lambda: model.loss(batch)["loss"])
@@ -55,7 +55,7 @@ def ours(mode: str) -> tuple[dict[str, Callable[[], object]], int]:
 
 def released(folder: Path) -> tuple[dict[str, Callable[[], object]], int]:
     at, value, asked = curves()
-    theirs = cst_peer.released(folder, Cst.Config(mode="legacy"), POINTS)
+    theirs = cst_peer.released(folder, Cst.Config.model_validate({"mode": "legacy", "dummies": DUMMIES}), POINTS)
     tokens = torch.cat([value, torch.zeros(CURVES, ASKED, 2)], 1)
     batch = (value.unsqueeze(-1), at.expand(CURVES, -1))
 
@@ -72,7 +72,7 @@ def main(folder: Path | None) -> int:
     if folder is None:
         print("skipped: no peer; name a checkout of vandijklab/CST as the argument or in CST")
         return 0
-    title = f"CST: {CURVES} curves of {POINTS} points"
+    title = f"CST: {CURVES} curves of {POINTS} points, {DUMMIES} dummies"
     work = {"train": CURVES * POINTS, "answer": CURVES * ASKED}
     return sides.report(title, "points", work, {"released": sides.own("cst", "released", str(folder.resolve())), **commands})
 

@@ -2,8 +2,8 @@
 
     git clone https://github.com/vandijklab/CST
 
-It needs einops, matplotlib, scikit-image, scikit-learn, SciPy, h5py and a Lightning that still has the name pytorch_lightning; its module is
-used without a trainer, so that a new one will do.
+It needs einops, matplotlib, scikit-image, scikit-learn, h5py and a Lightning that still has the name pytorch_lightning; its module is used
+without a trainer, so that a new one will do.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python -m venv peer && peer/bin/pip install neuraloperator
     python -m benchmarks.fno peer/bin/python
 
-The Python may also be named by the environment variable NEURALOP_PYTHON. Both have a torus of 64 x 64 nodes, width 32, four layers, wave numbers
-to 12, a channel MLP with a gated skip, and no coordinates. Theirs goes from grid to grid. `whole` of ours starts from sensors at 10 % of the
-nodes, which it rasterises, and answers at all 4096 points one by one; `blocks` is what both have: the layers alone.
+The Python may also be named by the environment variable NEURALOP_PYTHON. Both have a torus of 64 x 64 nodes, width 32, four layers, wave
+numbers to 12, a channel MLP with a gated skip, and no coordinates. Theirs goes from grid to grid. `whole` of ours starts from sensors at
+10 % of the nodes, which it rasterises, and answers at all 4096 points one by one; `blocks` is what both have: the layers alone.
 """
 
 from __future__ import annotations

@@ -72,7 +72,9 @@ def compare(folder: Path, mode: str) -> dict[str, float]:
     tokens = torch.cat([value, linear(at, value, dummies)], 1).requires_grad_()
     y = cst_peer.answered(theirs, tokens, torch.cat([at, dummies]).float())
     judge = theirs.sobolev_loss_
-    loss, derivatives = judge.evaluate__loss(y, value, tokens, y_0=y[:, :POINTS], indexes=np.arange(POINTS, y.shape[1]), get_derivatives=True)
+    loss, derivatives = judge.evaluate__loss(
+        y, value, tokens, y_0=y[:, :POINTS], indexes=np.arange(POINTS, y.shape[1]), get_derivatives=True
+    )
     loss.backward()
     result["loss"] = apart(terms["loss"], loss)
     for q, derivative in enumerate(derivatives, 1):

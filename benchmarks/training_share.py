@@ -1,0 +1,141 @@
+"""Where the time of a training goes: the network, waiting for batches, validation, checkpoints, and the rest.
+
+    python -m benchmarks.training_share DATA ns/scent beijing/scent
+
+DATA is a data folder with sensor datasets and fitted baselines (`data` after a default run; DATA/sensors/KEY.zarr, DATA/runs/KEY/baselines); it is
+only read. Each named training runs its own stage with the sections of params.yaml, cut to three epochs of 20 steps a phase, validation as it
+is. Seconds are those of the training process; another process prepares batches at the same time, as in every training.
+
+    network      loss, backward, optimiser step, moving average
+    batches      waiting for the next training batch
+    validation   its passes
+    checkpoint   writing the last epoch's
+    rest         of the loop: starting loader processes, logging, callbacks, between epochs
+    before       reading the dataset, the validation batches and their backgrounds, the estimate; paid once a phase, not in the shares
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from rich.console import Console
+from rich.table import Table
+
+from pipeline import params, train
+
+EPOCHS, STEPS = 3, 20
+PARTS = ("network", "batches", "validation", "checkpoint", "rest")
+
+
+class Clock(L.Callback):
+    """Adds up the seconds between the hooks of Lightning's loop."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.steps = 0
+        self._mark = 0.0
+        self._started = 0.0
+
+    def _to(self, part: str) -> None:
+        now = time.perf_counter()
+        self.seconds[part] += now - self._mark
+        self._mark = now
+
+    def on_train_start(self, *_: Any) -> None:
+        self._mark = self._started = time.perf_counter()
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self._to("rest")
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._to("batches" if self.steps % STEPS else "rest")  # the first batch of an epoch waits for its loader to start
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._to("network")
+        self.steps += 1
+
+    def on_validation_start(self, *_: Any) -> None:
+        self._to("rest")
+
+    def on_validation_end(self, *_: Any) -> None:
+        self._to("validation")
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        self._to("rest")
+
+    def on_save_checkpoint(self, *_: Any) -> None:
+        self._to("rest")
+
+    def on_train_end(self, *_: Any) -> None:
+        self._to("rest")
+        self.seconds["whole"] = self._mark - self._started
+
+
+def measured(data: Path, key: str, model: str) -> dict[str, Clock]:
+    """One clock for each phase of the stage `train` for KEY and MODEL."""
+    dotted, kind = f"train.{key}.{model}", train.params_model(key, model)
+    raw = params.read(Path("params.yaml"), dotted)
+    cut = {"phases": {name: {"steps": EPOCHS * STEPS, "validate_every": STEPS} for name in raw["phases"]}}
+    chosen = params.validated(params.overlaid(raw, cut), kind, dotted)
+    clocks: list[Clock] = []
+    made, written = L.Trainer, L.Trainer.save_checkpoint
+
+    def trainer(**given: Any) -> L.Trainer:
+        clocks.append(Clock())
+        return made(**{**given, "callbacks": [clocks[-1], *given["callbacks"]]})
+
+    def saved(self: L.Trainer, *given: Any, **named: Any) -> None:
+        clocks[-1]._to("rest")
+        written(self, *given, **named)
+        clocks[-1]._to("checkpoint")
+
+    train.L.Trainer, L.Trainer.save_checkpoint = trainer, saved  # type: ignore[misc, assignment, method-assign]
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            paths = {"sensors": data / "sensors" / f"{key}.zarr", "baselines": data / "runs" / key / "baselines"}
+            began = time.perf_counter()
+            train.run(chosen, key, model, **paths, out=Path(scratch) / "run")
+            total = time.perf_counter() - began
+    finally:
+        train.L.Trainer, L.Trainer.save_checkpoint = made, written  # type: ignore[misc, method-assign]
+    found = dict(zip(raw["phases"], clocks, strict=True))
+    clocks[0].seconds["before"] = total - sum(clock.seconds["whole"] for clock in clocks)
+    return found
+
+
+def main(data: Path, named: list[str]) -> int:
+    console = Console(width=150)
+    load = os.getloadavg()[0]
+    table = Table(
+        title=f"Share of a training's time, {EPOCHS} epochs of {STEPS} steps a phase, {os.cpu_count()} cores, load average {load:.1f}"
+    )
+    for column in ("training", "phase", "validate every", "seconds", *PARTS, "before, s"):
+        table.add_column(column, justify="left" if column in ("training", "phase") else "right")
+    for name in named:
+        key, _, model = name.partition("/")
+        every = params.read(Path("params.yaml"), f"train.{key}.{model}")["phases"]
+        for phase, clock in measured(data, key, model).items():
+            seconds = dict(clock.seconds)
+            # As the section has it: an epoch of `validate_every` steps, with one validation and checkpoint.
+            longer = every[phase]["validate_every"] / STEPS
+            real = {part: seconds.get(part, 0.0) * (longer if part in ("network", "batches") else 1.0) for part in PARTS}
+            whole = sum(real.values())
+            shares = (f"{100 * real[part] / whole:.0f} %" for part in PARTS)
+            before = f"{seconds['before']:.1f}" if "before" in seconds else ""
+            table.add_row(name, phase, str(every[phase]["validate_every"]), f"{whole:.1f}", *shares, before)
+    console.print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        print("skipped: no data; name a data folder and trainings such as ns/scent")
+        raise SystemExit(0)
+    raise SystemExit(main(Path(sys.argv[1]), sys.argv[2:] or ["ns/scent", "beijing/scent"]))
