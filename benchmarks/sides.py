@@ -84,7 +84,8 @@ def training(network: Any, loss: Callable[[], Any], lr: float = 1e-4) -> Callabl
 
 
 def count(network: Any) -> int:
-    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+    """Real numbers that are trained."""
+    return sum(p.numel() * (2 if p.is_complex() else 1) for p in network.parameters() if p.requires_grad)
 
 
 def _tell(*words: object) -> None:

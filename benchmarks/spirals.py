@@ -3,13 +3,12 @@
     python -m benchmarks.spirals            # half a minute of training for each mode and dataset
     python -m benchmarks.spirals 150        # that many CPU seconds instead
 
-The datasets are `spirals` and `spirals_irregular` of params.yaml, made anew: 10 of 100 noisy points of a curve are seen. `legacy` and `paper`
-train as the release does (batches of 10, Adam at 1e-3, no schedule; here its weight decay of 1e-7 is decoupled), at the noisy points alone,
-with 64 dummies a curve in place of 500;
-`improved` as params.yaml says, which at regular times asks for the clean curve between them. Each gets the same CPU time: the number of
-steps is chosen from the time of the first ones. The score is the mean squared error at the unobserved times of the test curves against the
-clean curve, in units of the 0.98 quantile of the absolute observed values. The cubic spline is SciPy's, not-a-knot, held outside the data
-as the linear one is. Budgets are far from the release's 10,000 epochs.
+The datasets are `spirals` and `spirals_irregular` of params.yaml, made anew: 10 of 100 noisy points of a curve are seen. `legacy` and
+`paper` train as the release does (batches of 10, Adam at 1e-3, no schedule; here its weight decay of 1e-7 is decoupled), at the noisy
+points alone, with 64 dummies a curve in place of 500; `improved` as params.yaml says, which at regular times asks for the clean curve
+between them. Each gets the same CPU time: the number of steps is chosen from the time of the first ones. The score is the mean squared
+error at the unobserved times of the test curves against the clean curve, in units of the 0.98 quantile of the absolute observed values.
+The cubic spline is SciPy's, not-a-knot, held outside the data as the linear one is. Budgets are far from the release's 10,000 epochs.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ def prepare(folder: Path) -> None:
 
 
 def section(dotted: str, model: Any, change: Any = None) -> Any:
-    return params.validated(params.overlaid(params.read(Path("params.yaml"), dotted), change or {}), model, dotted)
+    return params.validated(params.overlaid(params.read(Path("params.yaml"), dotted)[0], change or {}), model, dotted)
 
 
 def recipe(key: str, mode: str, steps: int) -> Any:
@@ -63,7 +62,7 @@ def recipe(key: str, mode: str, steps: int) -> Any:
     fit: dict[str, Any] = {"steps": steps, "validate_every": steps // EPOCHS}
     if mode == "improved":
         return section(dotted, kind, {"phases": {"fit": fit}})
-    validation = params.read(Path("params.yaml"), dotted)["phases"]["fit"]["validation"]
+    validation = params.read(Path("params.yaml"), dotted)[0]["phases"]["fit"]["validation"]
     fit |= {
         "windows": RELEASED,
         "validation": {**validation, "batch": 10, "max_cases": 20},

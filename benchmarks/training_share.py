@@ -2,9 +2,9 @@
 
     python -m benchmarks.training_share DATA ns/scent beijing/scent
 
-DATA is a data folder with sensor datasets and fitted baselines (`data` after a default run; DATA/sensors/KEY.zarr, DATA/runs/KEY/baselines); it is
-only read. Each named training runs its own stage with the sections of params.yaml, cut to three epochs of 20 steps a phase, validation as it
-is. Seconds are those of the training process; another process prepares batches at the same time, as in every training.
+DATA is the data folder of a default run: DATA/sensors/KEY.zarr and DATA/runs/KEY/baselines are read. Each named training runs its own
+stage with the sections of params.yaml, cut to three epochs of 20 steps a phase; the shares are those of epochs of `validate_every` steps.
+Seconds are those of the training process; another process prepares batches at the same time, as in every training.
 
     network      loss, backward, optimiser step, moving average
     batches      waiting for the next training batch
@@ -81,7 +81,7 @@ class Clock(L.Callback):
 def measured(data: Path, key: str, model: str) -> dict[str, Clock]:
     """One clock for each phase of the stage `train` for KEY and MODEL."""
     dotted, kind = f"train.{key}.{model}", train.params_model(key, model)
-    raw = params.read(Path("params.yaml"), dotted)
+    raw, _ = params.read(Path("params.yaml"), dotted)
     cut = {"phases": {name: {"steps": EPOCHS * STEPS, "validate_every": STEPS} for name in raw["phases"]}}
     chosen = params.validated(params.overlaid(raw, cut), kind, dotted)
     clocks: list[Clock] = []
@@ -120,7 +120,7 @@ def main(data: Path, named: list[str]) -> int:
         table.add_column(column, justify="left" if column in ("training", "phase") else "right")
     for name in named:
         key, _, model = name.partition("/")
-        every = params.read(Path("params.yaml"), f"train.{key}.{model}")["phases"]
+        every = params.read(Path("params.yaml"), f"train.{key}.{model}")[0]["phases"]
         for phase, clock in measured(data, key, model).items():
             seconds = dict(clock.seconds)
             # As the section has it: an epoch of `validate_every` steps, with one validation and checkpoint.

@@ -33,8 +33,8 @@ def penalties(output: Tensor, at: Tensor, order: int, p: float) -> list[Tensor]:
 
 
 def released(output: Tensor, value: Tensor, order: int, p: float, first: int) -> list[Tensor]:
-    """The terms of the authors' code: each order is the gradient of the sum of all outputs [B,S,C], over tokens and channels, with respect to
-    all values [B,S,C], and its norm is taken at the tokens from `first` on, the dummies.
+    """The terms of the authors' code: each order is the gradient of the sum of all outputs [B,S,C], over tokens and channels, with respect
+    to all values [B,S,C], and its norm is taken at the tokens from `first` on, the dummies.
 
     It keeps the graph of the first order only: the second then trains nothing, and all further ones are zero.
     """
