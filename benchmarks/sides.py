@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-ROUNDS = 5
+ROUNDS = 3
 _TAG = "@side"  # what peers print themselves is not for us
 _ONE_THREAD = {
     "OMP_NUM_THREADS": "1",

@@ -1,7 +1,7 @@
 """Training steps and a forecast of DSQ against the released program, at equal sizes, in one run.
 
     git clone https://github.com/wznwznwzn123/SparQT
-    python -m benchmarks.dsq SparQT
+    python -m benchmarks.sparqt SparQT
 
 The folder may also be named by the environment variable SPARQT. Its modules need einops, tqdm, matplotlib and a Lightning that has the name
 pytorch_lightning; it is used without a trainer. They import fairscale for a wrapper that is off by default, so an empty stand-in takes its
@@ -128,8 +128,8 @@ def main(folder: Path | None) -> int:
     if folder is None:
         print("skipped: no peer; name a checkout of wznwznwzn123/SparQT as the argument or in SPARQT")
         return 0
-    commands = {"released": sides.own("dsq", "released", str(folder.resolve()))}
-    commands |= {f"ours, {head}": sides.own("dsq", head) for head in ("regress", "index")}
+    commands = {"released": sides.own("sparqt", "released", str(folder.resolve()))}
+    commands |= {f"ours, {head}": sides.own("sparqt", head) for head in ("regress", "index")}
     title = f"DSQ: {FRAMES} x {POINTS} points; {SEQUENCES} x {LENGTH} frames; {AHEAD - 1} frames ahead"
     return sides.report(title, "points", POINTS_OF, commands)
 
