@@ -1,6 +1,7 @@
 """Where the time of a training goes: the network, waiting for batches, validation, checkpoints, and the rest.
 
-    python -m benchmarks.training_share DATA ns/scent beijing/scent
+    python -m benchmarks.training_share                            # data/, SCENT on ns and beijing
+    python -m benchmarks.training_share DATA ns/scent era5_uk/cst
 
 DATA is the data folder of a default run: DATA/sensors/KEY.zarr and DATA/runs/KEY/baselines are read. Each named training runs its own
 stage with the sections of params.yaml, cut to three epochs of 20 steps a phase; the shares are those of epochs of `validate_every` steps.
@@ -120,6 +121,9 @@ def main(data: Path, named: list[str]) -> int:
         table.add_column(column, justify="left" if column in ("training", "phase") else "right")
     for name in named:
         key, _, model = name.partition("/")
+        if not (data / "sensors" / f"{key}.zarr").exists():
+            console.print(f"{name} skipped: {data / 'sensors' / f'{key}.zarr'} is not there; `make run` makes it")
+            continue
         every = params.read(Path("params.yaml"), f"train.{key}.{model}")[0]["phases"]
         for phase, clock in measured(data, key, model).items():
             seconds = dict(clock.seconds)
@@ -130,12 +134,10 @@ def main(data: Path, named: list[str]) -> int:
             shares = (f"{100 * real[part] / whole:.0f} %" for part in PARTS)
             before = f"{seconds['before']:.1f}" if "before" in seconds else ""
             table.add_row(name, phase, str(every[phase]["validate_every"]), f"{whole:.1f}", *shares, before)
-    console.print(table)
+    if table.row_count:
+        console.print(table)
     return 0
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        print("skipped: no data; name a data folder and trainings such as ns/scent")
-        raise SystemExit(0)
-    raise SystemExit(main(Path(sys.argv[1]), sys.argv[2:] or ["ns/scent", "beijing/scent"]))
+    raise SystemExit(main(Path(sys.argv[1] if len(sys.argv) > 1 else "data"), sys.argv[2:] or ["ns/scent", "beijing/scent"]))
