@@ -106,6 +106,16 @@ def test_legacy_orders_beyond_the_first_train_nothing() -> None:
     assert terms["derivative_3"] < 1e-7
 
 
+def test_the_released_terms_sum_over_all_tokens_and_channels() -> None:
+    """Three tokens of two channels, each the squared sum of all values: of the sum of all six every derivative is 12 times that sum (15)
+    and every second one 72; neither it nor the third, which has no graph left, trains anything. Norms over the last two tokens."""
+    value = torch.arange(6.0).double().view(1, 3, 2).requires_grad_()
+    output = value.sum().square().expand(1, 3, 2)
+    first, second, third = sobolev.released(output, value, 3, 2.0, first=1)
+    for term, each in ((first, 180.0), (second, 72.0), (third, 0.0)):
+        assert float(term.detach()) == pytest.approx(each * 4**0.5, abs=1e-9)
+
+
 def test_legacy_penalises_values_and_paper_coordinates() -> None:
     """Alike but for what they differentiate with respect to, the two have different penalties."""
     same = {"order": 1, "power": 2.0, "squeezed_time": False, "dummies": 7}
@@ -352,6 +362,8 @@ def test_modes_fill_in_what_is_not_given() -> None:
     assert (improved.width, improved.ffn, improved.order, improved.power, improved.mu) == (64, 256, 2, 2.0, 0.01)
     assert CstConfig(width=48).ffn == 192
     assert CstConfig(mode="paper", sees="real").sees == "real"
+    with pytest.raises(ValueError, match="derivative is values, which needs targets real, found query"):
+        CstConfig(derivative="values")
     with pytest.raises(ValueError, match="width 30 is not a multiple of heads 4"):
         CstConfig(width=30)
 
@@ -362,6 +374,10 @@ def test_legacy_squeezes_the_time() -> None:
     plain, squeezed = (built("paper", squeezed_time=on)._real(batch.context, batch.query).at for on in (False, True))
     torch.testing.assert_close(squeezed[..., 0], plain[..., 0] / 5)
     assert float(plain[..., 0].max()) == 1.0
+    model, seen = built("legacy", dummies=7), []
+    model.place.register_forward_pre_hook(lambda module, given: seen.append(float(given[0][..., 0].max())))
+    model.loss(batch)
+    assert max(seen) == pytest.approx(1 / 5)  # of real tokens and of dummies alike
 
 
 # Attention and errors -----------------------------------------------------------------------------------------------------------------

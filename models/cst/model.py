@@ -22,7 +22,8 @@ Modes, each switch of which is a key of `Config` of its own:
 
 - `paper`: all tokens see each other, post-norm, linear coordinates, the data term at the real tokens. What is asked together in one pass
   (up to 512 points, in the order of the query) changes the answers. Takes no background.
-- `legacy`: `paper` as the authors released it: derivatives with respect to the dummies' values, of which only the first order trains;
+- `legacy`: `paper` as the authors released it: derivatives of the sum of all outputs with respect to the values, of which only the first
+  order trains;
   time divided by the number of real tokens less one; attention dropout 0.8; 500 dummies, k = p = 3.
 - `improved`: dummies and asked tokens see the real tokens and themselves, and nothing sees them, so an answer does not depend on what else
   is asked, and derivatives are those of each token alone; the answer is the interpolation (or the background) plus a correction that starts
@@ -34,7 +35,7 @@ Not in the paper: covariates, the background, forecasts, and leaving the derivat
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -89,7 +90,7 @@ class CstConfig(BaseModel):
     sees: Literal["all", "real"]  # what dummies and asked tokens attend to beside themselves
     anchored: bool  # the answer is the value that goes with the coordinate plus a correction that starts at zero
     targets: Literal["real", "query"]  # where the data term is taken
-    derivative: Literal["coordinates", "values"]  # values: with respect to the dummies' values, first order only, as released
+    derivative: Literal["coordinates", "values"]  # values: as released, models/cst/sobolev.py; only with targets real
     squeezed_time: bool  # divide times by the number of real tokens less one, as released
 
     @model_validator(mode="before")
@@ -104,6 +105,8 @@ class CstConfig(BaseModel):
     def _consistent(self) -> CstConfig:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.derivative == "values" and self.targets != "real":
+            raise ValueError(f"derivative is values, which needs targets real, found {self.targets}")
         return self
 
 
@@ -173,8 +176,12 @@ class Cst(FieldModel):
         leaf.requires_grad_(smooth and c.derivative == "coordinates")
         at = torch.cat([leaf, rest], -1)
         value = self._interpolated(known, at, context)
+        if c.squeezed_time:
+            at = self._squeezed(at, context.mask.flatten(1))
         if smooth and c.derivative == "values":
-            leaf = value = value.detach().requires_grad_()
+            leaf = torch.cat([real.value, value], 1).detach().requires_grad_()
+            seen, value = leaf.split([real.value.shape[1], value.shape[1]], 1)
+            real = replace(real, value=seen)
         dummy = Tokens(value, at, torch.ones_like(at[..., 0], dtype=torch.bool))
 
         if c.targets == "query":
@@ -183,14 +190,17 @@ class Cst(FieldModel):
             assert truth is not None
         else:
             found = self._at(real, [real, dummy])
-            truth, mask, got = real.value, real.mask, found[0] + real.value if c.anchored else found[0]
+            truth, mask, got = real.value.detach(), real.mask, found[0] + real.value if c.anchored else found[0]
         miss = torch.where(mask.unsqueeze(-1), got - torch.where(mask.unsqueeze(-1), truth, 0), 0)
         fit = sobolev.norm(miss, c.power)
         terms = {"fit": fit.detach(), "mse": miss.detach().square().sum() / (mask.sum() * miss.shape[-1]).clamp(min=1)}
         if not smooth:
             return {"loss": fit, **terms}
         output = found[1] + dummy.value if c.anchored else found[1]
-        norms = sobolev.penalties(output, leaf, c.order, c.power, released=c.derivative == "values")
+        if c.derivative == "values":
+            norms = sobolev.released(torch.cat([got, output], 1), leaf, c.order, c.power, first=got.shape[1])
+        else:
+            norms = sobolev.penalties(output, leaf, c.order, c.power)
         terms |= {f"derivative_{q}": each.detach() for q, each in enumerate(norms, 1)}
         return {"loss": fit + c.mu * sum(norms), **terms}
 

@@ -22,23 +22,36 @@ def norm(x: Tensor, p: float, mask: Tensor | None = None) -> Tensor:
     return ((power.flatten(1).sum(1) + _FLOOR) ** (1 / p)).mean()
 
 
-def penalties(output: Tensor, at: Tensor, order: int, p: float, released: bool = False) -> list[Tensor]:
-    """||D^q output||_p for q = 1..order; output [B,S,C] was computed from at [B,S,A], which requires gradients.
-
-    `released` keeps the graph of the first order only, as the authors' code does: the second order then trains nothing, and all further
-    ones are zero.
-    """
+def penalties(output: Tensor, at: Tensor, order: int, p: float) -> list[Tensor]:
+    """||D^q output||_p for q = 1..order; output [B,S,C] was computed from at [B,S,A], which requires gradients."""
     terms = []
     derivative = output
-    for q in range(1, order + 1):
-        derivative = _derivative(derivative, at, keep=q == 1 or not released)
+    for _ in range(order):
+        derivative = _derivative(derivative, at)
         terms.append(norm(derivative, p))
     return terms
 
 
-def _derivative(y: Tensor, at: Tensor, keep: bool) -> Tensor:
+def released(output: Tensor, value: Tensor, order: int, p: float, first: int) -> list[Tensor]:
+    """The terms of the authors' code: each order is the gradient of the sum of all outputs [B,S,C], over tokens and channels, with respect
+    to all values [B,S,C], and its norm is taken at the tokens from `first` on, the dummies.
+
+    It keeps the graph of the first order only: the second then trains nothing, and all further ones are zero.
+    """
+    terms = []
+    derivative = output
+    for q in range(1, order + 1):
+        if derivative.requires_grad:
+            (derivative,) = torch.autograd.grad(derivative.sum(), value, retain_graph=True, create_graph=q == 1, materialize_grads=True)
+        else:
+            derivative = torch.zeros_like(value)
+        terms.append(norm(derivative[:, first:], p))
+    return terms
+
+
+def _derivative(y: Tensor, at: Tensor) -> Tensor:
     """All first derivatives [B,S,C*A] of y [B,S,C] with respect to at [B,S,A]; zero where y does not depend on it."""
     if not y.requires_grad:
         return y.new_zeros(*y.shape[:2], y.shape[2] * at.shape[2])
     sums = y.sum((0, 1)).unbind()
-    return torch.cat([torch.autograd.grad(each, at, retain_graph=True, create_graph=keep, materialize_grads=True)[0] for each in sums], -1)
+    return torch.cat([torch.autograd.grad(each, at, retain_graph=True, create_graph=True, materialize_grads=True)[0] for each in sums], -1)

@@ -1,0 +1,44 @@
+"""A training step and an answer of ConvCNP against the baseline of the BSA-TNP paper, at equal sizes, in one run.
+
+    python -m benchmarks.convcnp dl4bi peer/bin/python
+
+Arguments as of benchmarks/bsa_tnp.py. Both have a grid of 41 x 41 nodes, four depthwise-separable blocks of 9 x 9 with 64 channels and a
+head of three layers. Theirs reads the grid at points by a second set convolution over all its nodes, ours by interpolation.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from benchmarks import sides
+from benchmarks.bsa_tnp import compare, full, plain
+
+SIZES = {
+    "batch": 4, "context": 100, "queries": 128, "answer_context": 100, "answer_queries": 1024, "width": 64, "layers": 4, "kernel": 9,
+    "points_per_unit": 16, "nodes": 41,
+}  # fmt: skip
+
+
+def ours(mode: str) -> tuple[dict[str, Callable[[], object]], int]:
+    import torch
+
+    from models.convcnp.model import ConvCnp
+    from tests import worlds
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    info = worlds.torus_info(geometry="plane")
+    same = {"width": SIZES["width"], "layers": SIZES["layers"], "kernel_size": SIZES["kernel"], "head_width": SIZES["width"]}
+    given = {"mode": mode, "horizon": 1, "points_per_unit": SIZES["points_per_unit"], "margin": 0.25, **same}
+    model = ConvCnp(ConvCnp.Config.model_validate(given), info).train()
+    batch, asked = (full(worlds.batch(info, b=b, n=n, s=1, q=q)) for b, n, q in (plain("batch", "", SIZES), plain("", "answer_", SIZES)))
+    train = sides.training(model, lambda: model.loss(batch)["loss"])
+    return {"train": train, "answer": lambda: model.predict(asked.context, asked.query)}, sides.count(model)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["side"]:
+        sides.serve(lambda: ours(sys.argv[2]))
+        raise SystemExit(0)
+    raise SystemExit(compare("convcnp", SIZES, ("paper", "improved"), sys.argv[1:3]))
