@@ -12,10 +12,6 @@ pair. Rounds alternate between the sides, and medians are compared.
 
 from __future__ import annotations
 
-import os
-import statistics
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +20,10 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks import aroma_peer
+from benchmarks import aroma_peer, peers
+from benchmarks.peers import Side
 from models.aroma import diffusion
 from models.aroma.model import Aroma
 from models.contract import FieldBatch
@@ -35,7 +32,6 @@ from tests import worlds
 BATCH, SENSORS, QUERIES = 16, 1024, 1024
 ROUNDS, WARM_UP = 9, 2
 INFO = worlds.torus_info()
-Side = tuple[nn.Module, Callable[[], Tensor]]
 
 
 def autoencoders(folder: Path, batch: FieldBatch) -> dict[str, Side]:
@@ -96,30 +92,8 @@ def a_batch() -> FieldBatch:
     return FieldBatch(batch.context, replace(batch.query, position=shared))
 
 
-def timed(sides: dict[str, Side], train: bool) -> dict[str, list[float]]:
-    """Seconds of every round after the first ones, which warm up."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    learnt = {name: [p for p in net.parameters() if p.requires_grad] for name, (net, _) in sides.items()}
-    optimizers = {name: torch.optim.AdamW(parameters, lr=1e-4) for name, parameters in learnt.items()}
-    for turn in range(ROUNDS + WARM_UP):
-        for name, (_, work) in sides.items():
-            start = time.perf_counter()
-            with torch.set_grad_enabled(train):
-                optimizers[name].zero_grad()
-                result = work()
-                if train:
-                    result.backward()
-                    optimizers[name].step()
-            if turn >= WARM_UP:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def main(folder: Path | None) -> int:
+def main(folder: Path) -> int:
     console = Console()
-    if folder is None:
-        console.print("skipped: no peer; name a checkout of LouisSerrano/aroma as the argument or in AROMA")
-        return 0
     torch.manual_seed(0)
     batch = a_batch()
     sizes = f"batch {BATCH}, {SENSORS} sensors, {QUERIES} queries, {torch.get_num_threads()} thread(s), float32, {ROUNDS} rounds"
@@ -130,18 +104,15 @@ def main(folder: Path | None) -> int:
         try:
             sides = build(folder, batch)
         except ModuleNotFoundError as error:
-            console.print(f"{what} skipped: the peer needs {error.name}, which is not installed (pip install {error.name})")
+            console.print(f"{what} {peers.lacking(error)}")
             continue
-        seconds = timed(sides, train=what.startswith("train"))
-        floor = statistics.median(seconds["released"])
+        seconds = peers.seconds(sides, ROUNDS, WARM_UP, train=what.startswith("train"))
         for name, (net, _) in sides.items():
-            count = sum(p.numel() for p in net.parameters() if p.requires_grad)
-            middle, fastest = statistics.median(seconds[name]), min(seconds[name])
-            table.add_row(what, name, f"{count:,}", f"{1e3 * middle:.0f}", f"{1e3 * fastest:.0f}", f"{middle / floor:.2f}")
+            table.add_row(what, name, *peers.row(net, seconds[name], seconds["released"]))
     console.print(table)
     return 0
 
 
 if __name__ == "__main__":
-    named = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("AROMA", "")
-    raise SystemExit(main(Path(named) if named else None))
+    named = peers.checkout(aroma_peer.REPOSITORY, "AROMA")
+    raise SystemExit(main(named) if named else 0)

@@ -19,12 +19,14 @@ from models.aroma.config import AromaConfig
 from models.aroma.model import Aroma
 from models.contract import DatasetInfo
 
+REPOSITORY = "LouisSerrano/aroma"
+
 
 def module(folder: Path, name: str) -> ModuleType:
     """Their module aroma.NAME. Raises FileNotFoundError without it, ModuleNotFoundError without what it needs."""
     path = folder / "aroma" / f"{name}.py"
     if not path.exists():
-        raise FileNotFoundError(f"{path} is not there: name a checkout of LouisSerrano/aroma")
+        raise FileNotFoundError(f"{path} is not there: name a checkout of {REPOSITORY}")
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     return importlib.import_module(f"aroma.{name}")

@@ -12,8 +12,6 @@ stepper: 1e-6 and 1e-5, since theirs makes its frequencies and sinusoids in sing
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from benchmarks import aroma_peer
+from benchmarks import aroma_peer, peers
 from models.aroma.autoencoder import divergence
 from models.aroma.model import Aroma
 from models.contract import DatasetInfo, Frames
@@ -108,11 +106,8 @@ def apart(a: Tensor, b: Tensor) -> float:
     return float((a - b).detach().abs().max() / b.detach().abs().max())
 
 
-def main(folder: Path | None) -> int:
+def main(folder: Path) -> int:
     console = Console()
-    if folder is None:
-        console.print("skipped: no peer; name a checkout of LouisSerrano/aroma as the argument or in AROMA")
-        return 0
     table = Table(title=f"Largest relative difference: batch {BATCH}, up to {NODES} nodes, {QUERIES} queries")
     for column in ("case", "output", "difference", "allowed"):
         table.add_column(column)
@@ -121,7 +116,7 @@ def main(folder: Path | None) -> int:
         try:
             found = compare_stepper(folder) if name == "stepper" else compare(folder, name)
         except ModuleNotFoundError as error:
-            console.print(f"{name} skipped: the peer needs {error.name}, which is not installed (pip install {error.name})")
+            console.print(f"{name} {peers.lacking(error)}")
             continue
         for output, difference in found.items():
             allowed = WITHIN.get(output, OTHERWISE)
@@ -132,5 +127,5 @@ def main(folder: Path | None) -> int:
 
 
 if __name__ == "__main__":
-    named = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("AROMA", "")
-    raise SystemExit(main(Path(named) if named else None))
+    named = peers.checkout(aroma_peer.REPOSITORY, "AROMA")
+    raise SystemExit(main(named) if named else 0)

@@ -10,8 +10,6 @@ loss and gradients are compared in float64, at the sizes of the paper's cylinder
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -22,9 +20,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks import peers
 from models.senseiver.model import Senseiver
 from tests import worlds
 
+REPOSITORY = "OrchardLANL/Senseiver"
 SIDE, SENSORS, QUERIES, FRAMES = 64, 20, 512, 3
 INFO = worlds.torus_info(geometry="plane")
 SETTINGS: dict[str, dict[str, int]] = {
@@ -40,7 +40,7 @@ def peer_modules(folder: Path) -> tuple[ModuleType, ModuleType]:
     stand_in.checkpoint_wrapper = lambda layer: layer  # type: ignore[attr-defined]
     sys.modules.setdefault("fairscale", ModuleType("fairscale"))
     sys.modules.setdefault("fairscale.nn", stand_in)
-    return _file(folder / "model.py"), _file(folder / "positional.py")
+    return peers.load(folder / "model.py", REPOSITORY), peers.load(folder / "positional.py", REPOSITORY)
 
 
 def peer(module: ModuleType, config: Any) -> tuple[nn.Module, nn.Module]:
@@ -127,15 +127,12 @@ def differences(model: ModuleType, positional: ModuleType, sizes: dict[str, int]
     return {name: float((a - b).detach().abs().max()) for name, (a, b) in pairs.items()}
 
 
-def main(folder: Path | None) -> int:
+def main(folder: Path) -> int:
     console = Console()
-    if folder is None:
-        console.print("skipped: no peer; name a checkout of OrchardLANL/Senseiver as the argument or in SENSEIVER")
-        return 0
     try:
         model, positional = peer_modules(folder)
     except ModuleNotFoundError as error:
-        console.print(f"skipped: the peer needs {error.name}, which is not installed (pip install {error.name})")
+        console.print(peers.lacking(error))
         return 0
     torch.set_default_dtype(torch.float64)
     found = {name: differences(model, positional, sizes) for name, sizes in SETTINGS.items()}
@@ -148,15 +145,6 @@ def main(folder: Path | None) -> int:
     return int(max(value for each in found.values() for value in each.values()) > TOLERANCE)
 
 
-def _file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"senseiver_{path.stem}", path)
-    if not path.exists() or spec is None or spec.loader is None:
-        raise FileNotFoundError(f"{path} is not there: name a checkout of OrchardLANL/Senseiver")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 if __name__ == "__main__":
-    named = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("SENSEIVER", "")
-    raise SystemExit(main(Path(named) if named else None))
+    named = peers.checkout(REPOSITORY, "SENSEIVER")
+    raise SystemExit(main(named) if named else 0)

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 from pipeline import metrics, scores
+from pipeline.report.wording import unit_text
 from pipeline.scores import Table
-from pipeline.verdict import unit_text
 
 MEASURED = ("rmse", "crps", "coverage_90")  # of a dataset of measurements
 SIMULATED = ("rel_mse",)

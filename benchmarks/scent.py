@@ -12,20 +12,15 @@ the sides, and medians are compared.
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import statistics
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks import peers
+from benchmarks.peers import Side
 from models.contract import FieldBatch
 from models.scent.model import Scent
 from tests import worlds
@@ -34,23 +29,13 @@ WIDTH, LATENTS, DEPTH, HEADS, BANDS = 64, 64, 4, 4, 16
 BATCH, SENSORS, QUERIES = 16, 410, 512
 ROUNDS = 15
 INFO = worlds.torus_info()
+REPOSITORY = "kevinval04/OmniField"
 PARTS = {"cen_layers": 0, "cn_layers": 0, "projection": "trainable", "adaptive_norm": False, "clock": "lead", "query_residual": False}
 
 
-def peer_module(folder: Path) -> ModuleType:
-    """Their file baselines/scent.py. Raises FileNotFoundError without it, ModuleNotFoundError without what it needs."""
-    path = folder / "baselines" / "scent.py"
-    spec = importlib.util.spec_from_file_location("omnifield_scent", path)
-    if not path.exists() or spec is None or spec.loader is None:
-        raise FileNotFoundError(f"{path} is not there: name a checkout of kevinval04/OmniField")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def peer(folder: Path, batch: FieldBatch) -> tuple[nn.Module, Callable[[], Tensor]]:
+def peer(folder: Path, batch: FieldBatch) -> Side:
     """Their network with our sizes, and its loss on `batch`; only the first of its three modalities has sensors and is asked for."""
-    module = peer_module(folder)
+    module = peers.load(folder / "baselines" / "scent.py", REPOSITORY)
     time_width, value_width = 16, 16
     net = module.SCENTBaseline(pos_dim=WIDTH - time_width, time_dim=time_width, val_dim=value_width)
     each = WIDTH // HEADS
@@ -72,7 +57,7 @@ def peer(folder: Path, batch: FieldBatch) -> tuple[nn.Module, Callable[[], Tenso
     return net, loss
 
 
-def ours(batch: FieldBatch, mode: str, **changes: object) -> tuple[nn.Module, Callable[[], Tensor]]:
+def ours(batch: FieldBatch, mode: str, **changes: object) -> Side:
     sizes = {"width": WIDTH, "latents": LATENTS, "processor_layers": DEPTH, "heads": HEADS, "bands": BANDS, "time_bands": BANDS}
     model = Scent(Scent.Config(**{"mode": mode, "horizon": 10, "loss": "mse", **sizes, **changes}), INFO)  # type: ignore[arg-type]
     return model, lambda: model.loss(batch)["loss"]
@@ -86,17 +71,14 @@ def a_batch() -> FieldBatch:
     return batch
 
 
-def main(folder: Path | None) -> int:
+def main(folder: Path) -> int:
     console = Console()
-    if folder is None:
-        console.print("skipped: no peer; name a checkout of kevinval04/OmniField as the argument or in OMNIFIELD")
-        return 0
     torch.manual_seed(0)
     batch = a_batch()
     try:
         theirs = peer(folder, batch)
     except ModuleNotFoundError as error:
-        console.print(f"skipped: the peer needs {error.name}, which is not installed (pip install {error.name})")
+        console.print(peers.lacking(error))
         return 0
     sides = {
         "OmniField's simplified SCENT": theirs,
@@ -104,30 +86,17 @@ def main(folder: Path | None) -> int:
         "ours, whole, paper": ours(batch, "paper"),
         "ours, whole, improved": ours(batch, "improved"),
     }
-    optimizers = {name: torch.optim.AdamW(net.parameters(), lr=1e-4) for name, (net, _) in sides.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(ROUNDS + 2):
-        for name, (_, loss) in sides.items():
-            start = time.perf_counter()
-            optimizers[name].zero_grad()
-            loss().backward()
-            optimizers[name].step()
-            if turn >= 2:  # the first two warm up
-                seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(each) for name, each in seconds.items()}
-    floor = medians["OmniField's simplified SCENT"]
+    seconds = peers.seconds(sides, ROUNDS, warm_up=2)
     sizes = f"batch {BATCH}, {SENSORS} sensors, {QUERIES} queries, width {WIDTH}, {LATENTS} latents, depth {DEPTH}, {HEADS} heads"
     table = Table(title=f"Training step: {sizes}, {torch.get_num_threads()} thread(s), float32, {ROUNDS} rounds")
     for column in ("side", "parameters", "median ms", "fastest ms", "time ratio"):
         table.add_column(column, justify="left" if column == "side" else "right")
     for name, (net, _) in sides.items():
-        count = sum(p.numel() for p in net.parameters())
-        fastest = min(seconds[name])
-        table.add_row(name, f"{count:,}", f"{1e3 * medians[name]:.0f}", f"{1e3 * fastest:.0f}", f"{medians[name] / floor:.2f}")
+        table.add_row(name, *peers.row(net, seconds[name], seconds["OmniField's simplified SCENT"]))
     console.print(table)
     return 0
 
 
 if __name__ == "__main__":
-    named = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("OMNIFIELD", "")
-    raise SystemExit(main(Path(named) if named else None))
+    named = peers.checkout(REPOSITORY, "OMNIFIELD")
+    raise SystemExit(main(named) if named else 0)

@@ -11,19 +11,16 @@ alternate between the sides, and medians are compared.
 
 from __future__ import annotations
 
-import os
-import statistics
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
-from benchmarks.parity_senseiver import INFO, SETTINGS, SIDE, peer, peer_modules
+from benchmarks import peers
+from benchmarks.parity_senseiver import INFO, REPOSITORY, SETTINGS, SIDE, peer, peer_modules
+from benchmarks.peers import Side
 from models.contract import FieldBatch
 from models.senseiver.model import Senseiver
 from tests import worlds
@@ -32,7 +29,7 @@ BATCH, SENSORS, QUERIES = 8, 300, 1024
 ROUNDS = 9
 
 
-def theirs(folder: Path, batch: FieldBatch, config: Senseiver.Config) -> tuple[nn.Module, Callable[[], Tensor]]:  # type: ignore[valid-type]
+def theirs(folder: Path, batch: FieldBatch, config: Senseiver.Config) -> Side:  # type: ignore[valid-type]
     """Their encoder and decoder with our sizes, and their loss (over the number of points) on `batch`."""
     model, _ = peer_modules(folder)
     net = nn.ModuleList(peer(model, config))
@@ -53,45 +50,31 @@ def a_batch() -> FieldBatch:
     return batch
 
 
-def main(folder: Path | None) -> int:
+def main(folder: Path) -> int:
     console = Console()
-    if folder is None:
-        console.print("skipped: no peer; name a checkout of OrchardLANL/Senseiver as the argument or in SENSEIVER")
-        return 0
     batch = a_batch()
-    sides: dict[tuple[str, str], tuple[nn.Module, Callable[[], Tensor]]] = {}
+    sides: dict[str, Side] = {}
     for setting, sizes in SETTINGS.items():
         torch.manual_seed(0)
         config = Senseiver.Config(mode="paper", highest=SIDE / 2, **sizes)
         ours = Senseiver(config, INFO)
         try:
-            sides[setting, "theirs"] = theirs(folder, batch, config)
+            sides[f"{setting}, theirs"] = theirs(folder, batch, config)
         except ModuleNotFoundError as error:
-            console.print(f"skipped: the peer needs {error.name}, which is not installed (pip install {error.name})")
+            console.print(peers.lacking(error))
             return 0
-        sides[setting, "ours"] = ours, lambda ours=ours: ours.loss(batch)["loss"]  # type: ignore[misc]
-    optimizers = {name: torch.optim.Adam(net.parameters(), lr=1e-4) for name, (net, _) in sides.items()}
-    seconds: dict[tuple[str, str], list[float]] = {name: [] for name in sides}
-    for turn in range(ROUNDS + 1):
-        for name, (_, loss) in sides.items():
-            start = time.perf_counter()
-            optimizers[name].zero_grad()
-            loss().backward()
-            optimizers[name].step()
-            if turn:  # the first one warms up
-                seconds[name].append(time.perf_counter() - start)
+        sides[f"{setting}, ours"] = ours, lambda ours=ours: ours.loss(batch)["loss"]  # type: ignore[misc]
+    seconds = peers.seconds(sides, ROUNDS, warm_up=1, optimizer=torch.optim.Adam)
     sizes_of_all = f"batch {BATCH}, {SENSORS} sensors, {QUERIES} queries, {torch.get_num_threads()} thread(s), float32, {ROUNDS} rounds"
     table = Table(title=f"Training step: {sizes_of_all}")
-    for column in ("setting", "side", "parameters", "median ms", "fastest ms", "time ratio"):
-        table.add_column(column, justify="left" if column in ("setting", "side") else "right")
-    for (setting, side), times in seconds.items():
-        count = sum(p.numel() for p in sides[setting, side][0].parameters())
-        median, floor = statistics.median(times), statistics.median(seconds[setting, "theirs"])
-        table.add_row(setting, side, f"{count:,}", f"{1e3 * median:.0f}", f"{1e3 * min(times):.0f}", f"{median / floor:.2f}")
+    for column in ("side", "parameters", "median ms", "fastest ms", "time ratio"):
+        table.add_column(column, justify="left" if column == "side" else "right")
+    for name, (net, _) in sides.items():
+        table.add_row(name, *peers.row(net, seconds[name], seconds[name.replace("ours", "theirs")]))
     console.print(table)
     return 0
 
 
 if __name__ == "__main__":
-    named = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("SENSEIVER", "")
-    raise SystemExit(main(Path(named) if named else None))
+    named = peers.checkout(REPOSITORY, "SENSEIVER")
+    raise SystemExit(main(named) if named else 0)

@@ -9,7 +9,12 @@ import numpy as np
 from markupsafe import Markup, escape
 
 WIDTH = 1040.0
+COLUMNS, ROWS = 120, 60  # of a heat map, at most
 SHARES = (0.25, 0.5, 0.75, 0.9, 0.97)  # borders of the six colour classes a0..a5
+SHARE_LEGEND = [
+    ("a5", "97 % and more"), ("a4", "90 to 97 %"), ("a3", "75 to 90 %"), ("a2", "50 to 75 %"), ("a1", "25 to 50 %"),
+    ("a0", "below 25 %"), ("none", "nothing expected"),
+]  # fmt: skip
 
 
 def share_class(share: float, judged: bool = True) -> str:

@@ -14,12 +14,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from pipeline import atomic, check_field, check_observations, fields, quality_page, quality_report
+from pipeline import atomic, check_field, check_observations, fields, observation_gate, quality_page, quality_report
 from pipeline.params import ParamsError, Section
 
 log = logging.getLogger(__name__)
 
-KINDS: dict[str, type[Section]] = {"observations": check_observations.ObservationGate, "field": check_field.FieldGate}
+KINDS: dict[str, type[Section]] = {"observations": observation_gate.ObservationGate, "field": check_field.FieldGate}
 
 
 class Validation(Section):

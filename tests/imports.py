@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+INCLUDE = re.compile(r'{% include "([^"]+)" %}')
 PACKAGES = ("flows", "pipeline", "models")
 
 
@@ -28,13 +30,13 @@ def imported_names(path: Path) -> frozenset[str]:
 
 @cache
 def templates(path: Path) -> frozenset[Path]:
-    """Files of pipeline/templates that a file names in a string."""
+    """Files of pipeline/templates that a file names in a string, and those they include."""
     found: set[Path] = set()
     for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value and "\n" not in node.value:
             template = Path("pipeline/templates") / Path(node.value).name
             if (ROOT / template).is_file():
-                found.add(template)
+                found |= {template, *(template.with_name(name) for name in INCLUDE.findall((ROOT / template).read_text(encoding="utf-8")))}
     return frozenset(found)
 
 

@@ -16,7 +16,7 @@ import torch
 from models import registry
 from pipeline import evaluate, report, runs, scores, sensors
 from pipeline.bootstrap import Bootstrap
-from pipeline.report import verdict
+from pipeline.report import tables, verdict
 from tests import forecasts, worlds
 from tests.test_evaluate import Nearest, many_waves, score
 
@@ -101,6 +101,8 @@ def test_losses_are_said_like_wins(gridded: Path) -> None:
     assert "loses to" in summary["headline"][1]
     assert any(line.startswith("Against its own background, nearest, mine is") and "worse in" in line for line in summary["headline"])
     page = text(gridded)
+    assert "Ranking: forecast of" in page
+    assert "beaten by no model" in page
     assert 'class="n better"' in page
     assert 'class="n worse"' in page
 
@@ -114,8 +116,8 @@ def test_pictures_of_stations_maps_and_series_are_there(stations: Path) -> None:
     assert "µg/m³" in page
 
 
-def sentence(mine: list[float], theirs: list[float], blocks: int = 12) -> str:
-    """The headline on scores whose squared errors a block are given by lead."""
+def judged(mine: list[float], theirs: list[float], blocks: int = 12) -> scores.Table:
+    """Scores of a model, `mine`, and a baseline, `nearest`, whose RMSE in every block is about what is given by lead."""
     dataset = many_waves()
     table = scores.merge([score(dataset, Nearest()), score(dataset, Nearest(), "mine", "model")])
     about = {**table.about, "cases": {**table.about["cases"], "blocks": blocks}}
@@ -128,7 +130,11 @@ def sentence(mine: list[float], theirs: list[float], blocks: int = 12) -> str:
                 noise = 1 + 0.1 * rng.standard_normal()
                 cell = {"model": name, "stratum": "field", "distance": "all", "lead": float(lead), "block": block}
                 rows.append({**template, **cell, "n": 10, "squared": 10 * error**2 * noise, "truth_squared": 10.0})
-    return verdict.headline(scores.build(about, pd.DataFrame(rows)))[0]
+    return scores.build(about, pd.DataFrame(rows))
+
+
+def sentence(mine: list[float], theirs: list[float], blocks: int = 12) -> str:
+    return verdict.headline(judged(mine, theirs, blocks))[0]
 
 
 def test_the_headline_follows_the_numbers() -> None:
@@ -138,6 +144,28 @@ def test_the_headline_follows_the_numbers() -> None:
     assert "cannot be told from the best baseline (nearest) at lead 2" in mixed
     assert "loses to nearest at lead 3 (RMSE 2.5 times as large)" in mixed
     assert "3 blocks are too few to tell mine from the best baseline" in sentence([0.5], [1.0], blocks=3)
+
+
+def test_the_ranking_orders_predictors_and_says_how_sure_that_is() -> None:
+    def standing(*given: Any) -> dict[str, list[float]]:
+        table = judged(*given)
+        found = scores.standing(table, "rmse", "vorticity", "field", sorted(set(table.rows["lead"])))
+        assert list(found["rank"]) == sorted(found["rank"])
+        return {row["model"]: [row["rank"], row["low"], row["high"]] for row in found.to_dict("records")}
+
+    assert standing([0.5, 0.5], [1.0, 1.0]) == {"mine": [1, 1, 1], "nearest": [2, 2, 2]}
+    assert standing([0.5, 2.0], [1.0, 1.0]) == {"mine": [1.5, 1.5, 1.5], "nearest": [1.5, 1.5, 1.5]}
+    close = standing([1.0], [1.0])
+    assert {tuple(span[1:]) for span in close.values()} == {(1.0, 2.0)}, "either may be first"
+    assert all(np.isnan(span[1:]).all() for span in standing([0.5], [1.0], 3).values()), "three blocks cannot say"
+
+
+def test_the_ranking_says_by_lead_which_baseline_no_model_beat() -> None:
+    table = judged([0.5, 1.0, 2.5], [1.0, 1.0, 1.0])
+    (ranking,) = tables.rankings(table, scores.skill(table), {"mine": "quick (no `paper` preset)"})
+    assert ranking["leads"] == ["1", "2", "3"]
+    assert ranking["unbeaten"] == [[], ["nearest"], ["nearest"]]
+    assert {row["model"]: row["budget"] for row in ranking["rows"]} == {"mine": "quick (no `paper` preset)", "nearest": ""}
 
 
 @pytest.mark.parametrize(
@@ -210,6 +238,7 @@ def test_the_page_works_alone_in_a_browser(world: str, browser: Any, request: py
     assert shown.count() == 1
     page.locator(".choice").first.locator("select").select_option(index=1)
     assert shown.get_attribute("data-metric") != "rmse"
-    wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-    assert wide <= 0
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
     page.close()

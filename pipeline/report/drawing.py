@@ -17,7 +17,7 @@ from pipeline.report.wording import unit_text
 from pipeline.scores import Table
 
 INK, SOFT, LINE = "#16202b", "#5b6875", "#d5dce3"
-MODELS = ("#0b6bcb", "#d1480f", "#0a8f6a", "#9a3fb5", "#b8860b")
+MODELS = ("#0b6bcb", "#d1480f", "#0a8f6a", "#9a3fb5", "#b8860b", "#00838f", "#c2185b", "#6d4c41")
 _BASELINES = ("#8a6d3b", "#5f7f3a", "#a0527a", "#4f7a8c", "#8c8c8c", "#b07a1a", "#6b5b95", "#3d8577")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 _DASHES = ((0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (2.5, 1.5)))

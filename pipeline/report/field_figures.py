@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from models.contract import DatasetInfo
 from pipeline.report.drawing import INK, SOFT, drawing, in_unit, look
-from pipeline.report.wording import lead_text, unit_text
+from pipeline.report.wording import lead_text, unit_text, variable_name
 from pipeline.scores import Table
 
 _SIGNED = ("vorticity", "u10", "v10")
@@ -71,7 +71,7 @@ def pictures(
             )
         for axes in bars:
             axes.set_axis_off()
-        for image, axes, text in ((field, bars[0], variable), (error, bars[2], "error")):
+        for image, axes, text in ((field, bars[0], variable_name(variable)), (error, bars[2], "error")):
             if image is not None:
                 axes.set_axis_on()
                 bar = figure.colorbar(image, cax=axes, orientation="horizontal")
@@ -135,7 +135,7 @@ def maps(
             axes.xaxis.set_major_locator(MaxNLocator(3))
         bar = figure.colorbar(image, ax=drawn, location="bottom", fraction=0.05, pad=0.03, aspect=40)
         bar.outline.set_visible(False)
-        bar.set_label(f"{variable}{in_unit(unit)}")
+        bar.set_label(f"{variable_name(variable)}{in_unit(unit)}")
     return result[0]
 
 

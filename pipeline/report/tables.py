@@ -32,6 +32,7 @@ def sections(table: Table, skills: pd.DataFrame) -> list[dict[str, Any]]:
             far = binned in set(table.rows.loc[table.rows["distance"] != "all", "stratum"])
             best = verdict.best_model(table, variable, stratum)
             several = len(leads) > 1
+            told = [lead for lead in leads if lead > 0 or stratum != "context" or not several]  # at a sensor, now: all repeat the reading
             sections.append(
                 {
                     "variable": variable_name(variable),
@@ -44,8 +45,9 @@ def sections(table: Table, skills: pd.DataFrame) -> list[dict[str, Any]]:
                     else None,
                     "calibration": Markup(figures.calibration(table, variable, stratum)) if probabilistic else None,
                     "tables": [score_table(table, name, variable, stratum, leads) for name in TABLED if (rows["metric"] == name).any()],
-                    "skill": skill_table(skills, variable, stratum, leads),
-                    "unbeaten": unbeaten(skills, variable, stratum),
+                    "skill": skill_table(skills, variable, stratum, told),
+                    "told": [f"{lead:g}" for lead in told],
+                    "unbeaten": unbeaten(skills, variable, stratum, told),
                     "folded": "field" in set(table.rows["stratum"]) and stratum != "field",
                     "n": f"{int(rows['n'].max()):,}",
                     "spread": number(float(rows.loc[rows["metric"] == "truth_std", "value"].max())),
@@ -143,7 +145,8 @@ def skill_table(skills: pd.DataFrame, variable: str, stratum: str, leads: Sequen
     for (model, baseline), part in rows.groupby(["model", "baseline"], sort=False):
         by = part.set_index("lead").to_dict("index")
         cells = [None if lead not in by else {**by[lead], "text": percent(by[lead]["skill"]), "span": span(by[lead])} for lead in leads]
-        lines.append({"model": model, "baseline": baseline, "cells": cells})
+        if any(cells):
+            lines.append({"model": model, "baseline": baseline, "cells": cells})
     return lines
 
 
@@ -158,12 +161,10 @@ def _unbeaten_by_lead(
     return [[name for name in order if name in names[lead]] if lead in asked else None for lead in leads]
 
 
-def unbeaten(skills: pd.DataFrame, variable: str, stratum: str) -> list[str]:
-    """Baselines that no model beat, with the leads where that is so."""
-    if skills.empty:
-        return []
+def unbeaten(skills: pd.DataFrame, variable: str, stratum: str, leads: Sequence[float]) -> list[str]:
+    """Baselines that no model beat, with those of `leads` where that is so."""
     left = score_tables.unbeaten(skills)
-    left = left[(left["variable"] == variable) & (left["stratum"] == stratum)]
+    left = left[(left["variable"] == variable) & (left["stratum"] == stratum) & left["lead"].isin(leads)]
     return [f"{name} (lead {', '.join(f'{lead:g}' for lead in part['lead'])})" for name, part in left.groupby("baseline", sort=False)]
 
 
