@@ -14,7 +14,7 @@ MODES: dict[str, dict[str, Any]] = {
     "improved": {"order": "canonical", "calibration": "anchored", "clock": "lead", "adaptive_norm": True, "spacing": None},
 }
 # The paper scales over seven sizes M1..M7 without saying what they are. These are ours: m1 for a CPU, m3 for a GPU's half hour, m5 the
-# reference setting, each about twice the parameters of the one before (docs/models.md has the counts).
+# reference setting, each two to four times the parameters of the one before (docs/models.md has the counts).
 SIZES: dict[str, dict[str, int]] = {
     "m1": {"width": 64, "heads": 4, "latents": 64, "processor_layers": 3, "ffn_factor": 2},
     "m2": {"width": 96, "heads": 6, "latents": 64, "processor_layers": 4, "ffn_factor": 4},
