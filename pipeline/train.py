@@ -57,6 +57,7 @@ class Phase(Section):
     learning_rate: float = Field(gt=0)
     warm_up: float = Field(default=0.05, ge=0, lt=1)  # share of the steps
     final_rate: float = Field(default=0.0, ge=0, le=1)  # share of learning_rate at the end of the cosine
+    epsilon: float = Field(default=1e-8, gt=0)  # of Adam: gradients below it are not followed, and on a good background they are small
     weight_decay: float = Field(default=1e-2, ge=0)
     decayed: Literal["matrices", "all"] = "matrices"  # which parameters weight_decay pulls to zero
     clip: float | None = Field(default=1.0, gt=0)  # norm of the gradient; None: none, as some papers have it
@@ -202,7 +203,8 @@ class Training(L.LightningModule):
         decayed = [p for p in trained if p.ndim > 1 or phase.decayed == "all"]
         others = [p for p in trained if p.ndim <= 1 and phase.decayed != "all"]
         groups = [{"params": decayed, "weight_decay": phase.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=phase.learning_rate, fused=False)
+        groups = [group for group in groups if group["params"]]
+        optimizer = torch.optim.AdamW(groups, lr=phase.learning_rate, eps=phase.epsilon, fused=False)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
