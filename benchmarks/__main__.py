@@ -18,6 +18,7 @@ RUNS = (
     ("parity_senseiver",),
     ("biased_attention",),
     ("parity_bsa_tnp",),
+    ("unrolling", "50", "ns_s5"),
     ("overhead",),
 )
 

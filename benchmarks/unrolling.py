@@ -1,7 +1,7 @@
 """SCENT beyond its training horizon: warp-unrolled forecasting against unrolling one frame at a time, on Navier-Stokes.
 
-    python -m benchmarks.unrolling                            # 600 training steps for each horizon and set of sensors
-    python -m benchmarks.unrolling 2000 FOLDER ns_s3 ns_s5    # more steps, kept data, only these sets
+    python -m benchmarks.unrolling                  # 600 training steps for each horizon and set of sensors
+    python -m benchmarks.unrolling 2000 ns_s3 ns_s5 # more steps, only these sets
 
 A network trained on leads up to t_h is asked for leads of 2, 5 and 10 t_h. Warp-unrolled (the paper's section 5), it jumps by t_h, decodes
 at the sensors, reads its own forecast and goes on; step by step, the same network jumps by one frame. Either way a jump may also be decoded
@@ -35,7 +35,7 @@ WARPS = {"sensors": "decoded at the sensors", "queries": "decoded on the grid"}
 
 
 def prepare(folder: Path, sets: tuple[str, ...]) -> None:
-    """The field, and the sensors of each set, by their own stages; what is there already stays."""
+    """The field, and the sensors of each set, by their own stages."""
     source, checked = folder / "ingested", folder / "checked"
     cut = {"cases": {"stride": 3, "horizon": max(HORIZONS) * max(TIMES)}}
     stages: list[tuple[Any, str, Any, dict[str, Path]]] = [
@@ -44,9 +44,7 @@ def prepare(folder: Path, sets: tuple[str, ...]) -> None:
         *((subsample, key, cut, {"ingested": source, "checked": checked, "out": folder / f"{key}.zarr"}) for key in sets),
     ]
     for stage, key, change, paths in stages:
-        if not paths["out"].exists():
-            dotted = params.name_of(stage, [key])
-            stage.run(section(dotted, stage.params_model(key), change), key, **paths)
+        stage.run(section(params.name_of(stage, [key]), stage.params_model(key), change), key, **paths)
 
 
 def section(dotted: str, model: Any, change: Any) -> Any:
@@ -113,8 +111,5 @@ def main(steps: int, folder: Path, sets: tuple[str, ...]) -> int:
 
 if __name__ == "__main__":
     budget = int(sys.argv[1]) if len(sys.argv) > 1 else 600
-    chosen = tuple(sys.argv[3:]) or SETS
-    if len(sys.argv) > 2:
-        raise SystemExit(main(budget, Path(sys.argv[2]), chosen))
     with tempfile.TemporaryDirectory() as kept:
-        raise SystemExit(main(budget, Path(kept), chosen))
+        raise SystemExit(main(budget, Path(kept), tuple(sys.argv[2:]) or SETS))
