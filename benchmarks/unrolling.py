@@ -57,7 +57,7 @@ def trained(path: Path, horizon: int, steps: int, folder: Path) -> Scent:
         "windows": {"max_lead": horizon, "query_frames": min(4, horizon + 1), "drop": 0.0},
         "validation": {"leads": [horizon], "max_cases": 32},
         "steps": steps,
-        "validate_every": steps // 2,
+        "validate_every": steps,  # the last weights
     }
     change = {"model": {"horizon": horizon}, "background": None, "phases": {"fit": fit}}
     out = folder / "run"
