@@ -59,7 +59,7 @@ def trained(path: Path, horizon: int, steps: int, folder: Path) -> Scent:
         "steps": steps,
         "validate_every": steps,  # the last weights
     }
-    change = {"model": {"horizon": horizon}, "background": None, "phases": {"fit": fit}}
+    change = {"model": {"horizon": horizon, "loss": "relative_mse"}, "background": None, "beside": None, "phases": {"fit": fit}}
     out = folder / "run"
     train.run(section("train.ns.scent", train.params_model("ns", "scent"), change), "ns", "scent", sensors=path, baselines=folder, out=out)
     model = runs.load(out, sensors.read(path).info).predictor

@@ -51,6 +51,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "quantile": {"head": "quantile"},
     "crps": {"head": "gaussian", "loss": "crps"},
     "plain mse": {"loss": "mse"},
+    "remaining": {"loss": "remaining"},
 }
 
 
@@ -458,6 +459,25 @@ def test_losses_by_hand() -> None:
     for loss, value in expected.items():
         model = built(zero_head=True, head=heads.get(loss, "mean"), loss=loss)
         torch.testing.assert_close(model.loss(batch)["loss"], value)
+
+
+def test_what_remains_of_the_error_of_the_background() -> None:
+    batch = with_background(a_batch())
+    q, model = batch.query, built(zero_head=True, loss="remaining")
+    assert q.value is not None
+    assert q.background is not None
+    assert q.background_scale is not None
+    assert model.loss(batch)["loss"].item() == pytest.approx(1.0)
+    with torch.no_grad():
+        model.head.out.bias.fill_(0.3)
+    known, size = q.mask[..., None], (q.value * q.mask[..., None]).square().sum((2, 3)) + 1e-6
+    after, before = (
+        (((q.value - guess) * known).square().sum((2, 3)) / size).mean()
+        for guess in (q.background + 0.3 * q.background_scale, q.background)
+    )
+    torch.testing.assert_close(model.loss(batch)["loss"], after / before)
+    with pytest.raises(ValueError, match="loss remaining is a share of the background's error"):
+        model.loss(a_batch())
 
 
 def test_pinball_by_hand() -> None:
