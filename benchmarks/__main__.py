@@ -26,6 +26,7 @@ RUNS = (
     ("fno",),
     ("convcnp",),
     ("training_share",),
+    ("unrolling", "50", "ns_s5"),
     ("overhead",),
 )
 

@@ -57,6 +57,7 @@ class Phase(Section):
     learning_rate: float = Field(gt=0)
     warm_up: float = Field(default=0.05, ge=0, lt=1)  # share of the steps
     final_rate: float = Field(default=0.0, ge=0, le=1)  # share of learning_rate at the end of the cosine
+    epsilon: float = Field(default=1e-8, gt=0)  # of Adam: gradients below it are not followed, and on a good background they are small
     weight_decay: float = Field(default=1e-2, ge=0)
     decayed: Literal["matrices", "all"] = "matrices"  # which parameters weight_decay pulls to zero
     clip: float | None = Field(default=1.0, gt=0)  # norm of the gradient; None: none, as some papers have it
@@ -73,6 +74,9 @@ class Phase(Section):
 class Params(Section):
     model: Any  # the model's own settings, `cls.Config`
     background: str | None = None  # a fitted baseline; None is the papers' own setting
+    beside: str | None = (
+        None  # a poorer one for every other batch until the last fifth of the steps: it leaves an encoder more to learn from
+    )
     context_frames: int | None = Field(default=None, ge=1)  # that an answer is given from; None: those of the last phase
     phases: Any  # a Phase for each of the model's phases
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
@@ -101,17 +105,24 @@ def run(params: Params, key: str, model: str, *, sensors: Path, baselines: Path,
         )
     if params.budget.used != params.budget.asked:
         log.warning("train.%s.%s is trained with the budget %s", key, model, params.budget)
+    other_folder = baselines / params.beside if params.beside else None
+    other = runs.load(other_folder, dataset.info).predictor if other_folder else None
+    if other and (not prior or (isinstance(other, Fitted) and other.crossfit)):
+        raise ValueError(
+            f"train.{key}.{model}.beside is {params.beside!r}: it goes with a `background`, and must need no cross-fitting itself"
+        )
     torch.set_num_threads(max(1, _cores() - 1))  # the loader process has the other core
     torch.manual_seed(params.seed)
     network = cls(params.model, dataset.info)
-    resume = out.with_name(f".{out.name}.resume") / _fingerprint(params, sensors, prior_folder)
+    resume = out.with_name(f".{out.name}.resume") / _fingerprint(params, sensors, prior_folder, other_folder)
     rows: list[dict[str, Any]] = []
     kept: dict[str, Any] = {}
     main = True
     for number, (name, phase) in enumerate(params.phases):
         torch.manual_seed(_seed(params.seed, number))
         network.begin(name)
-        data = Data(dataset, prior, phase, params.seed, unseen, network if name in cls.follows and phase.windows.undisturbed else None)
+        encoder = network if name in cls.follows and phase.windows.undisturbed else None
+        data = Data(dataset, prior, phase, params.seed, unseen, encoder, other)
         if not (resume / name / "last.ckpt").exists():
             expected = cost(network, lambda data=data: data.batch(0), device.name(), phase.accumulate)  # type: ignore[misc]
             minutes, held = expected.minutes(phase.steps, _loader_workers()), expected.bytes / 2**30
@@ -202,7 +213,8 @@ class Training(L.LightningModule):
         decayed = [p for p in trained if p.ndim > 1 or phase.decayed == "all"]
         others = [p for p in trained if p.ndim <= 1 and phase.decayed != "all"]
         groups = [{"params": decayed, "weight_decay": phase.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=phase.learning_rate, fused=False)
+        groups = [group for group in groups if group["params"]]
+        optimizer = torch.optim.AdamW(groups, lr=phase.learning_rate, eps=phase.epsilon, fused=False)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -220,7 +232,8 @@ class Data(L.LightningDataModule):
 
     The background is solved for in a loader process while the network works on the batch before. Where `unseen` holds copies of it that
     were fitted without a fold of the training data each, batches are drawn from the folds by turns, and the copy that has not seen the
-    fold answers. With an `encoder`, batches hold frames as it encodes them now.
+    fold answers. With an `encoder`, batches hold frames as it encodes them now. Every other round of the folds is answered by
+    `beside`, where there is one, until the last fifth of the steps.
     """
 
     def __init__(
@@ -231,6 +244,7 @@ class Data(L.LightningDataModule):
         seed: int,
         unseen: Sequence[Predictor] = (),
         encoder: FieldModel | None = None,
+        beside: Predictor | None = None,
     ) -> None:
         super().__init__()
         self.dataset, self.prior, self.phase, self.seed = dataset, prior, phase, seed
@@ -241,6 +255,7 @@ class Data(L.LightningDataModule):
         else:
             self._batches = [EncodedBatches(dataset, phase.windows, seed, encoder, device.name())]
         self._priors: list[Predictor | None] = list(unseen) or [prior]
+        self._beside = beside
         self._seen: list[FieldBatch] = []  # the validation batches: they never change
 
     def train_dataloader(self) -> DataLoader[FieldBatch | EncodedFrames]:
@@ -254,7 +269,14 @@ class Data(L.LightningDataModule):
         """Training batch `number`, with its background or of encoded frames."""
         turn = number % len(self._batches)
         batch = self._batches[turn][number]
-        return batch if isinstance(batch, EncodedFrames) else with_background(batch, self._priors[turn])
+        if isinstance(batch, EncodedFrames):
+            return batch
+        poorer = self._beside is not None and number // len(self._batches) % 2 == 0 and number < 0.8 * self._length()
+        return with_background(batch, self._beside if poorer else self._priors[turn])
+
+    def _length(self) -> int:
+        """Batches of the whole phase."""
+        return self.phase.steps * self.phase.accumulate * (self.trainer.world_size if self.trainer else 1)
 
     def val_dataloader(self) -> DataLoader[FieldBatch]:
         self._seen = self._seen or [with_background(batch, self.prior) for batch in self._validation()]
@@ -367,10 +389,10 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _fingerprint(params: Params, dataset: Path, prior: Path | None) -> str:
-    """What a checkpoint may be resumed for: the same params, data and background."""
+def _fingerprint(params: Params, *inputs: Path | None) -> str:
+    """What a checkpoint may be resumed for: the same params, data and backgrounds."""
     digest = hashlib.sha256(params.model_dump_json().encode())
-    for root in filter(None, (dataset, prior)):
+    for root in filter(None, inputs):
         for path in sorted(p for p in root.rglob("*") if p.is_file()):
             digest.update(path.relative_to(root).as_posix().encode())
             digest.update(hashlib.sha256(path.read_bytes()).digest())

@@ -66,9 +66,9 @@ def fit_baselines(project: Path, **fit: Any) -> Path:
     return project / "baselines"
 
 
-def fit_model(project: Path, background: str) -> None:
+def fit_model(project: Path, background: str | None, **more: Any) -> None:
     phase = {"windows": WINDOWS, "validation": {"leads": [0, 2], "max_cases": 8}, "steps": 4, "validate_every": 4, "learning_rate": 0.01}
-    settings = {"model": {"width": 4}, "background": background, "phases": {"fit": phase}}
+    settings = {"model": {"width": 4}, "background": background, "phases": {"fit": phase}, **more}
     params = validated(settings, train.params_model("stations", "tiny"), "train.stations.tiny")
     train.run(params, "stations", "tiny", sensors=project / "s.zarr", baselines=project / "baselines", out=project / "tiny")
 
@@ -116,6 +116,26 @@ def test_in_training_the_copy_that_has_not_seen_the_fold_answers_and_in_validati
         assert (batch.query.background == step % 3).all()
         assert (number[frames_of(dataset, batch)] == step % 3).all()
     assert all((batch.query.background == 9).all() for batch in data.val_dataloader())
+
+
+def test_a_poorer_background_takes_every_other_round_of_the_folds_until_the_last_fifth() -> None:
+    phase = validated(
+        {"windows": WINDOWS, "validation": {"leads": [0]}, "steps": 20, "validate_every": 20, "learning_rate": 0.1}, train.Phase, "phase"
+    )
+    unseen = [_Marked(float(fold)) for fold in range(2)]
+    data = train.Data(worlds.stations(hours=400), _Marked(9.0), phase, 0, unseen, beside=_Marked(7.0))
+    answers = [float(data.batch(step).query.background.flatten()[0]) for step in range(20)]  # type: ignore[union-attr]
+    assert answers == [7, 7, 0, 1] * 4 + [0, 1] * 2
+    assert all((batch.query.background == 9).all() for batch in data.val_dataloader())  # type: ignore[union-attr]
+
+
+def test_a_poorer_background_goes_beside_another_and_needs_no_folds(project: Path) -> None:
+    fit_baselines(project, climatology={}, boosting={"config": SMALL, "folds": 2})
+    for background, beside in ((None, "climatology"), ("climatology", "boosting")):
+        with pytest.raises(ValueError, match=rf"beside is '{beside}': it goes with a `background`, and must need no cross-fitting"):
+            fit_model(project, background, beside=beside)
+    fit_model(project, "boosting", beside="climatology")
+    assert json.loads((project / "tiny" / "background" / "run.json").read_text())["name"] == "boosting"
 
 
 def test_out_of_fold_residuals_are_as_large_as_those_on_new_data() -> None:

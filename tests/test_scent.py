@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from models.contract import DatasetInfo, FieldBatch, Frames
 from models.layers import Fourier
 from models.scent.attention import Block, in_groups
+from models.scent.config import SIZES
 from models.scent.decoder import halton
 from models.scent.model import Scent
 from models.scent.neighbours import Neighbours
@@ -50,6 +51,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "quantile": {"head": "quantile"},
     "crps": {"head": "gaussian", "loss": "crps"},
     "plain mse": {"loss": "mse"},
+    "remaining": {"loss": "remaining"},
 }
 
 
@@ -459,6 +461,25 @@ def test_losses_by_hand() -> None:
         torch.testing.assert_close(model.loss(batch)["loss"], value)
 
 
+def test_what_remains_of_the_error_of_the_background() -> None:
+    batch = with_background(a_batch())
+    q, model = batch.query, built(zero_head=True, loss="remaining")
+    assert q.value is not None
+    assert q.background is not None
+    assert q.background_scale is not None
+    assert model.loss(batch)["loss"].item() == pytest.approx(1.0)
+    with torch.no_grad():
+        model.head.out.bias.fill_(0.3)
+    known, size = q.mask[..., None], (q.value * q.mask[..., None]).square().sum((2, 3)) + 1e-6
+    after, before = (
+        (((q.value - guess) * known).square().sum((2, 3)) / size).mean()
+        for guess in (q.background + 0.3 * q.background_scale, q.background)
+    )
+    torch.testing.assert_close(model.loss(batch)["loss"], after / before)
+    with pytest.raises(ValueError, match="loss remaining is a share of the background's error"):
+        model.loss(a_batch())
+
+
 def test_pinball_by_hand() -> None:
     batch = a_batch()
     model = built(head="quantile", levels=(0.1, 0.5, 0.8))
@@ -581,9 +602,35 @@ def test_wrong_settings_are_refused(wrong: dict[str, Any], message: str) -> None
         Scent.Config(**{"horizon": 4, **wrong})
 
 
-def test_default_sizes_have_the_stated_number_of_parameters() -> None:
-    model = Scent(Scent.Config(horizon=10, mode="paper"), worlds.torus_info())
-    assert sum(p.numel() for p in model.parameters()) == pytest.approx(12.6e6, rel=0.02)
+# One variable on a torus, one context frame, no covariates: the table of docs/models.md.
+PARAMETERS = {"m1": 404_097, "m2": 1_532_545, "m3": 3_234_817, "m4": 7_211_521, "m5": 12_761_089, "m6": 33_357_313, "m7": 92_295_681}
+
+
+def test_every_size_has_its_stated_number_of_parameters() -> None:
+    assert [*PARAMETERS] == [*SIZES]
+    for size, expected in PARAMETERS.items():
+        with torch.device("meta"):  # shapes alone
+            model = Scent(Scent.Config(horizon=10, mode="paper", size=size), worlds.torus_info())  # type: ignore[arg-type]
+        assert sum(p.numel() for p in model.parameters()) == expected, size
+
+
+def test_the_number_of_parameters_by_hand() -> None:
+    """m5 without CEN and CN: eight blocks of width d = 256, their projections, feed-forwards of factor 4 and norms."""
+    d, place, clock, values = 256, 2 * 2 * 32 + 2, 2 * 16 + 1, 32
+    block = 4 * d * d + d + (8 * d * d + 8 * d) + (4 * d * d + d) + 2 * 2 * d
+    encoder = (values + clock + place) * d + d + clock * d + 128 * d + (block + 2 * d) + 6 * block
+    decoder = place * d + (clock * d + d) + 2 * d + (block + 2 * d) + (d + 1)
+    model = Scent(Scent.Config(horizon=10, mode="paper", cen_layers=0, cn_layers=0), worlds.torus_info())
+    assert sum(p.numel() for p in model.parameters()) == encoder + decoder
+
+
+def test_a_size_fills_in_what_is_not_given() -> None:
+    small = Scent.Config(horizon=4, size="m1")
+    assert (small.width, small.heads, small.latents, small.processor_layers, small.ffn_factor) == (64, 4, 64, 3, 2)
+    assert Scent.Config(horizon=4, size="m1", latents=32).model_dump() == {**small.model_dump(), "latents": 32}
+    assert Scent.Config(horizon=4) == Scent.Config(horizon=4, size="m5")
+    with pytest.raises(ValidationError, match="size"):
+        Scent.Config(horizon=4, size="m8")  # type: ignore[arg-type]
 
 
 def test_fourier_features_by_hand() -> None:

@@ -193,6 +193,20 @@ def test_unknown_keys_and_baselines_are_errors(tiny: None, world: Path, tmp_path
         fit(world, tmp_path / "runs" / "tiny", background="krigging")
 
 
+@pytest.mark.parametrize(("epsilon", "followed"), [(1e-8, 1e-3), (1e-14, 1.0)])
+def test_a_gradient_is_followed_as_far_as_epsilon_lets_it(tiny: None, epsilon: float, followed: float) -> None:
+    """The first step of Adam is learning_rate x g / (|g| + epsilon), here with g = 1e-11."""
+    network = registry.load("tiny")(registry.load("tiny").Config(width=8), worlds.waves().info)
+    phase = train.Phase.model_validate({**SETTINGS["phases"]["fit"], "epsilon": epsilon, "weight_decay": 0.0, "warm_up": 0.0})
+    optimizer = train.Training(network, phase, (0,)).configure_optimizers()["optimizer"]
+    before = [p.detach().clone() for p in network.parameters()]
+    for p in network.parameters():
+        p.grad = torch.full_like(p, 1e-11)
+    optimizer.step()
+    for old, new in zip(before, network.parameters(), strict=True):
+        torch.testing.assert_close(old - new, torch.full_like(old, 0.01 * followed), rtol=0.02, atol=1e-7)
+
+
 def test_a_diverging_loss_stops_with_the_step(tiny: None, world: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step \d+: lower learning_rate"):
         fit(world, tmp_path / "runs" / "tiny", learning_rate=1e30, warm_up=0.0)

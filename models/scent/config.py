@@ -14,7 +14,7 @@ MODES: dict[str, dict[str, Any]] = {
     "improved": {"order": "canonical", "calibration": "anchored", "clock": "lead", "adaptive_norm": True, "spacing": None},
 }
 # The paper scales over seven sizes M1..M7 without saying what they are. These are ours: m1 for a CPU, m3 for a GPU's half hour, m5 the
-# reference setting, each about twice the parameters of the one before (docs/models.md has the counts).
+# reference setting, each two to four times the parameters of the one before (docs/models.md has the counts).
 SIZES: dict[str, dict[str, int]] = {
     "m1": {"width": 64, "heads": 4, "latents": 64, "processor_layers": 3, "ffn_factor": 2},
     "m2": {"width": 96, "heads": 6, "latents": 64, "processor_layers": 4, "ffn_factor": 4},
@@ -24,7 +24,8 @@ SIZES: dict[str, dict[str, int]] = {
     "m6": {"width": 384, "heads": 12, "latents": 256, "processor_layers": 8, "ffn_factor": 4},
     "m7": {"width": 640, "heads": 20, "latents": 256, "processor_layers": 8, "ffn_factor": 4},
 }
-LOSSES = {"mean": ("relative_mse", "mse"), "gaussian": ("nll", "crps"), "quantile": ("pinball",)}
+# `remaining` is the relative MSE as a share of the background's: as large whether that is poor or good.
+LOSSES = {"mean": ("relative_mse", "mse", "remaining"), "gaussian": ("nll", "crps"), "quantile": ("pinball",)}
 
 
 class ScentConfig(BaseModel):
@@ -54,7 +55,7 @@ class ScentConfig(BaseModel):
     absolute_position: bool = True  # off: tokens and queries do not see coordinates, better with few stations
     neighbours: int = Field(default=0, ge=0)  # each query also reads so many nearest observations of every context frame
     head: Literal["mean", "gaussian", "quantile"] = "mean"
-    loss: Literal["relative_mse", "mse", "nll", "crps", "pinball"]  # relative_mse | mse: mean; nll | crps: gaussian; pinball: quantile
+    loss: Literal["relative_mse", "mse", "remaining", "nll", "crps", "pinball"]  # LOSSES says which goes with which head
     levels: tuple[float, ...] = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)  # of the quantile head
     warp: Literal["sensors", "queries"] = "sensors"  # where an unrolled forecast is decoded and read again
     permutation_seed: int = 0  # of the random groups outside training

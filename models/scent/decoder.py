@@ -90,7 +90,7 @@ def halton(count: int, axes: int) -> Tensor:
     points = torch.zeros(count, axes, dtype=torch.float64)
     for axis, base in enumerate(primes[:axes]):
         number, weight = torch.arange(1, count + 1), 1.0
-        while bool((number > 0).any()):
+        for _ in range(count.bit_length()):  # digits of the largest number, in the smallest base
             weight /= base
             points[:, axis] += weight * (number % base)
             number = number // base

@@ -61,7 +61,7 @@ class Scent(FieldModel):
     def loss(self, batch: FieldBatch) -> dict[str, Tensor]:
         """Scalar terms: `loss` as configured, and for reading `mse` and `relative_mse` of the mean, in model units.
 
-        Raises ValueError where a lead is negative or beyond the horizon.
+        Raises ValueError where a lead is negative or beyond the horizon, or `remaining` has no background to compare with.
         """
         query, context = batch.query, batch.context
         if query.value is None:
@@ -76,15 +76,16 @@ class Scent(FieldModel):
         count = (known.sum() * truth.shape[-1]).clamp(min=1)
         square = (prediction.mean - truth).square() * known
         mse = square.sum() / count
-        # One sample is one query frame of one window; those without any answer count for nothing.
-        asked = query.mask.any(-1)
-        share = square.sum((2, 3)) / (truth.square().sum((2, 3)) + _EPS)
-        relative = share.sum() / asked.sum().clamp(min=1)
+        relative = _relative(square, truth, query.mask)
         terms = {"mse": mse.detach(), "relative_mse": relative.detach()}
         if self.config.loss == "mse":
             return {"loss": mse, **terms}
         if self.config.loss == "relative_mse":
             return {"loss": relative, **terms}
+        if self.config.loss == "remaining":
+            if query.background is None:
+                raise ValueError("loss remaining is a share of the background's error: give a background, or set loss to relative_mse")
+            return {"loss": relative / _relative((query.background - truth).square() * known, truth, query.mask), **terms}
         return {"loss": (self.head.score(prediction, truth, self.config.loss) * known).sum() / count, **terms}
 
     @torch.no_grad()
@@ -133,6 +134,13 @@ class Scent(FieldModel):
         """The prediction for all points of `query` at leads [B,S]."""
         features = self.decoder(seen, latents, query, lead)
         return self.head(features.unflatten(0, query.mask.shape[:2]), query)
+
+
+def _relative(square: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
+    """Mean over samples of the squared errors [B,S,Q,C] as a share of the truth's squares. One sample is one query frame of one window;
+    those without any answer count for nothing."""
+    share = square.sum((2, 3)) / (truth.square().sum((2, 3)) + _EPS)
+    return share.sum() / mask.any(-1).sum().clamp(min=1)
 
 
 def _cat(tensors: list[Any], axis: int) -> Any:
