@@ -127,25 +127,27 @@ def both_streams(model: BsaTnp, batch: FieldBatch) -> Tensor:
     """The network as it is drawn: queries and context side by side through every block, the last update of the context included."""
     context, query = batch.context, batch.query
     (here, now), (there, then) = model._where(query, context), model._where(context, context)
-    q, k = model._tokens(query, context, observed=False), model._tokens(context, context, observed=True)
+    there, then = (x.expand(-1, *context.mask.shape[1:], -1).flatten(1, 2) for x in (there, then))
+    q, k = model._tokens(query, context, observed=False), model._tokens(context, context, observed=True).flatten(1, 2).unsqueeze(1)
     mask = context.mask.flatten(1)
 
     def heads(x: Tensor, count: int) -> Tensor:
-        return x.unflatten(-1, (count, -1)).transpose(1, 2)
+        return x.unflatten(-1, (count, -1)).movedim(-2, 1)
 
     for block in model.blocks:
         assert isinstance(block, KRBlock)
-        norm = block.norm(k)
+        norm = block.norm(k).squeeze(1)
 
         def stream(x: Tensor, place: Tensor, time: Tensor, block: KRBlock = block, norm: Tensor = norm) -> Tensor:
             q1, k1, v1 = (heads(y, block.heads) for y in (block.query(block.norm(x)), block.key(norm), block.value(norm)))
             ghost = released_ghost(k1.shape[2]) if model.config.softmax_floor else None
             groups = block.groups((place, there), (time, then))
-            x = x + block.out(biased_attention(q1, k1, v1, mask, groups, ghost=ghost, backend="dense").transpose(1, 2).flatten(2))
+            x = x + block.out(biased_attention(q1, k1, v1, mask, groups, ghost=ghost, backend="dense").movedim(1, -2).flatten(3))
             return x + block.ffn(block.norm_ffn(x))
 
-        q, k = stream(q, here, now), stream(k, there, then)
-    return model.head(model.norm_head(q)).unflatten(1, query.mask.shape[1:])
+        q, k = stream(q, here, now), stream(k, there[:, None], then[:, None])
+    out: Tensor = model.head(model.norm_head(q))
+    return out
 
 
 @pytest.mark.parametrize("mode", ["paper", "improved"])
@@ -191,6 +193,18 @@ def test_a_batch_that_shares_its_points_equals_separate_ones() -> None:
     for b in range(3):
         context, query = one(same.context, b), one(same.query, b)
         torch.testing.assert_close(flat(model.predict(context, query)), together[b : b + 1], atol=1e-10, rtol=0)
+
+
+def test_leads_that_ask_the_same_places_equal_separate_ones() -> None:
+    batch = worlds.batch(PLANE, t=2, s=3, dtype=torch.float64)
+    query = replace(batch.query, position=batch.query.position[:, :1].expand(-1, 3, -1, -1))
+    model = built()
+    place, time = model._where(query, batch.context)
+    assert (place.shape[1], time.shape[2]) == (1, 1)
+    together = flat(model.predict(batch.context, query))
+    for s in range(3):
+        lead = replace(query, **{name: getattr(query, name)[:, s : s + 1] for name in ("position", "mask", "time", "value")})
+        torch.testing.assert_close(flat(model.predict(batch.context, lead)), together[:, s : s + 1], atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -299,9 +313,9 @@ def test_the_token_has_a_column_for_every_covariate_of_either_side() -> None:
     context, query = seen
     assert batch.context.covariate is not None
     assert batch.query.covariate is not None
-    known = torch.where(batch.context.mask[..., None], batch.context.covariate, 0).flatten(1, 2)
+    known = torch.where(batch.context.mask[..., None], batch.context.covariate, 0)
     torch.testing.assert_close(context[..., 4:7], torch.cat([known, torch.zeros_like(known[..., :1])], -1))
-    asked = torch.where(batch.query.mask[..., None], batch.query.covariate, 0).flatten(1, 2)
+    asked = torch.where(batch.query.mask[..., None], batch.query.covariate, 0)
     torch.testing.assert_close(query[..., 4:7], torch.stack([torch.zeros_like(asked[..., 0]), asked[..., 1], asked[..., 0]], -1))
     with pytest.raises(ValueError, match="the query lacks the covariates hour, sp"):
         model.predict(batch.context, replace(batch.query, covariate=None))

@@ -48,7 +48,7 @@ MODES: dict[str, dict[str, Any]] = {
     "paper": {"spread_bases": False, "softmax_floor": True, "zero_head": False, "minimum_std": 0.0, "time_in_token": False},
     "improved": {"spread_bases": True, "softmax_floor": False, "zero_head": True, "minimum_std": 1e-3, "time_in_token": True},
 }
-_POINTS = 1 << 14  # query points that predict holds at a time; bounds its memory
+_POINTS = 1 << 13  # query points that predict holds at a time; bounds its memory
 _SPACE_REACH, _TIME_REACH = (1.0, 0.1), (10.0, 1.0)  # of spread bases: half the domain to a twentieth of it; ten time units to one
 _SCALE = 1e-6  # the least standard deviation of a background
 
@@ -179,18 +179,26 @@ class BsaTnp(FieldModel):
         return torch.cat(parts, 2)
 
     def _encode(self, context: Frames, backend: Backend = "tiled") -> _Context:
-        """Keys and values of the context for every block."""
-        mask = context.mask.flatten(1)
-        place, time = self._where(context, context)
-        k = self._tokens(context, context, observed=True)
+        """Keys and values of the context for every block; what is masked in all samples is left out."""
+        mask, points = context.mask.flatten(1), context.mask[0].numel()
+        place, time = (x.expand(-1, *context.mask.shape[1:], -1).flatten(1, 2) for x in self._where(context, context))
+        k = self._tokens(context, context, observed=True).flatten(1, 2)
+        most = max(1, int(mask.sum(1).max()))
+        if most < points:
+            seen = (~mask).int().sort(dim=1, stable=True).indices[:, :most]
+            mask, place, time, k = (
+                x.expand(len(mask), *x.shape[1:]).gather(1, seen.view(*seen.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:]))
+                for x in (mask, place, time, k)
+            )
+        groups_of, k = ((_once(place[:, None]), place), (_once(time[:, None]), time)), k.unsqueeze(1)
         read = []
         for number, block in enumerate(self.blocks):
             assert isinstance(block, KRBlock)
-            norm = block.norm(k)
+            norm = block.norm(k).squeeze(1)
             key, value = block.key(norm), block.value(norm)
             read.append((key, value))
             if number + 1 < len(self.blocks):
-                k = block(k, key, value, mask, block.groups((place, place), (time, time)), backend)
+                k = block(k, key, value, mask, block.groups(*groups_of), backend)
         return _Context(mask, place, time, read)
 
     def _answer(self, seen: _Context, context: Frames, query: Frames, backend: Backend = "tiled") -> Tensor:
@@ -200,28 +208,27 @@ class BsaTnp(FieldModel):
         for block, (key, value) in zip(self.blocks, seen.read, strict=True):
             assert isinstance(block, KRBlock)
             q = block(q, key, value, seen.mask, block.groups((place, seen.place), (time, seen.time)), backend)
-        out = self.head(self.norm_head(q))
+        out: Tensor = self.head(self.norm_head(q))
         if not self.config.softmax_floor:
-            first = seen.time[..., 0].expand_as(seen.mask).masked_fill(~seen.mask, torch.inf).amin(1, keepdim=True)
+            first = seen.time[..., 0].expand_as(seen.mask).masked_fill(~seen.mask, torch.inf).amin(1)[:, None, None]
             blind = first > time[..., 0] if self.config.causal else first.isinf()
             out = torch.where(blind.unsqueeze(-1), 0, out)
-        return out.unflatten(1, query.mask.shape[1:])
+        return out
 
     def _where(self, frames: Frames, context: Frames) -> tuple[Tensor, Tensor]:
-        """Places [B|1,n,D] and times [B|1,n,1] since the last context frame, in units of `time_scale`; 1 where the batch shares them."""
+        """Places [B|1,T|1,N|1,D] and times [B|1,T|1,1,1] since the last context frame, in units of `time_scale`; 1 along an axis on which
+        they are all the same."""
         position = frames.position.nan_to_num(0.0, 0.0, 0.0).to(self._dtype)  # padding may hold anything
         if self.config.metric == "great_circle":
             position = position * self.info.half_extent + position.new_tensor(self.info.centre)
-        time = self._time(frames, context).unsqueeze(2).expand(frames.mask.shape).unsqueeze(-1)
-        place, time = (x.flatten(1, 2) for x in (position, time))
-        return _once(place), _once(time)
+        return _once(position), _once(self._time(frames, context)[:, :, None, None])
 
     def _time(self, frames: Frames, context: Frames) -> Tensor:
         """[B,T]"""
         return ((frames.time - context.time[:, -1:]) / (self.info.step * self.config.time_scale)).to(self._dtype)
 
     def _tokens(self, frames: Frames, context: Frames, observed: bool) -> Tensor:
-        """[B,n,d]"""
+        """[B,T,N,d]"""
         c, shape, mask = self.config, frames.mask.shape, frames.mask.unsqueeze(-1)
         parts = [self.observed.weight[int(observed)].expand(*shape, -1)]
         if self.covariates:
@@ -240,7 +247,7 @@ class BsaTnp(FieldModel):
         if c.embed or c.time_in_token:
             parts.append(self._time(frames, context)[:, :, None, None].expand(*shape, 1))
         parts.append(self._features(frames, observed))
-        return self.norm_token(self.token(torch.cat([part.to(self._dtype) for part in parts], -1).flatten(1, 2)))
+        return self.norm_token(self.token(torch.cat([part.to(self._dtype) for part in parts], -1)))
 
     def _features(self, frames: Frames, observed: bool) -> Tensor:
         """What is known of the variables [B,T,N,C], or [B,T,N,K] of classes: values of the context, at a query its background or zeros."""
@@ -290,7 +297,8 @@ class _Context:
 
 
 class KRBlock(nn.Module):
-    """x + attention(norm x; keys and values of the context), then x + feed-forward(norm x); x [B,n,d] are queries or the context itself."""
+    """x + attention(norm x; keys and values of the context), then x + feed-forward(norm x); x [B,S,Q,d] are queries, or [B,1,n,d] the
+    context itself."""
 
     def __init__(self, config: BsaTnpConfig, info: DatasetInfo) -> None:
         super().__init__()
@@ -315,10 +323,10 @@ class KRBlock(nn.Module):
         return [self.space(*place)] + ([self.time(*time)] if self.time is not None else [])
 
     def forward(self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor, groups: list[Group], backend: Backend) -> Tensor:
-        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (self.query(self.norm(x)), key, value))
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).movedim(-2, 1) for y in (self.query(self.norm(x)), key, value))
         ghost = released_ghost(k.shape[2]) if self.floor else None
         read = biased_attention(q, k, v, mask, groups, ghost=ghost, backend=backend)
-        x = x + self.out(read.transpose(1, 2).flatten(2))
+        x = x + self.out(read.movedim(1, -2).flatten(3))
         return x + self.ffn(self.norm_ffn(x))
 
 
@@ -334,5 +342,9 @@ def _norm(width: int) -> nn.LayerNorm:
 
 
 def _once(x: Tensor) -> Tensor:
-    """x [B,...] with B = 1 where all of the batch is the same."""
-    return x[:1] if bool((x == x[:1]).all()) else x
+    """x [B,T,N,D] with one entry along those of its first three axes on which all are the same."""
+    for axis in range(3):
+        first = x.narrow(axis, 0, 1)
+        if x.shape[axis] > 1 and bool((x == first).all()):
+            x = first
+    return x
