@@ -345,21 +345,24 @@ def _weight_gradients(group: Group, apart: Tensor, parts: list[Tensor], slope: T
         slope = slope.sum(shared, keepdim=True)
     a = group.weights[0]
     if group.form == "scalar":
-        return [_dot(slope, apart.expand_as(slope)).unsqueeze(1)]
-    first = torch.stack([_dot(slope, part) for part in parts], 1)
-    if group.form != "tisa":
-        slope = slope * apart
-        return [first, -a * torch.stack([_dot(slope, part) for part in parts], 1)]
-    _, b, c = group.weights
-    away = [apart - each for each in _by_head(c)]
-    once = torch.stack([_dot(slope * part, x) for part, x in zip(parts, away, strict=True)], 1)
-    twice = torch.stack([_dot(slope * part, x.square()) for part, x in zip(parts, away, strict=True)], 1)
-    return [first, -a * twice, 2 * a * b * once]
+        return [_total(slope * apart).unsqueeze(1)]
+    moments = []  # of slope e_f with 1, u and, for tisa, the root of u
+    for number, part in enumerate(parts):
+        product = slope * part
+        first = _total(product)
+        if group.form == "tisa":
+            away = apart - _by_head(group.weights[2])[number]
+            root = _total(product.mul_(away))
+            moments.append((first, _total(product.mul_(away)), root))
+        else:
+            moments.append((first, _total(product.mul_(apart))))
+    of_a, of_u, *of_root = (torch.stack(each, 1) for each in zip(*moments, strict=True))
+    return [of_a, -a * of_u, *(2 * a * group.weights[1] * root for root in of_root)]
 
 
-def _dot(x: Tensor, y: Tensor) -> Tensor:
-    """Sum of x y over all but the heads, [R,H,S,q,m] twice -> [H]."""
-    return (x.flatten(2).unsqueeze(2) @ y.flatten(2).unsqueeze(3)).flatten(1).sum(0)
+def _total(x: Tensor) -> Tensor:
+    """Sum over all but the heads, [R,H,S,q,m] -> [H]."""
+    return x.sum((0, 2, 3, 4))
 
 
 def _tiles(length: int, side: int) -> Iterator[slice]:
