@@ -62,7 +62,13 @@ def recipe(key: str, mode: str, steps: int) -> Any:
     if mode == "improved":
         return section(dotted, kind, {"phases": {"fit": fit}})
     validation = params.read(Path("params.yaml"), dotted)["phases"]["fit"]["validation"]
-    fit |= {"windows": RELEASED, "validation": {**validation, "batch": 10, "max_cases": 20}, "learning_rate": 1e-3, "weight_decay": 1e-7, "decayed": "all"}
+    fit |= {
+        "windows": RELEASED,
+        "validation": {**validation, "batch": 10, "max_cases": 20},
+        "learning_rate": 1e-3,
+        "weight_decay": 1e-7,
+        "decayed": "all",
+    }
     fit |= {"warm_up": 0.0, "final_rate": 1.0, "clip": None}
     return params.validated({"model": {"mode": mode}, "phases": {"fit": fit}}, kind, dotted)
 
