@@ -2,7 +2,7 @@
 
     python -m benchmarks.biased_attention              # small
     python -m benchmarks.biased_attention cpu          # a context of 10,000 points, up to 100,000 queries
-    python -m benchmarks.biased_attention gpu          # a context of 100,000 points, up to 1,000,000 queries
+    python -m benchmarks.biased_attention gpu          # a context of 100,000 points, up to 1,000,000 queries; refused without a GPU
 
 First table: one call with five bases in space and three in time, at equal sizes and threads; rounds alternate between the sides and
 medians are compared. Second table: the reference model answers more and more queries from one context. Peak memory is taken in a process
@@ -40,15 +40,15 @@ SIZES: dict[str, dict[str, tuple[int, ...]]] = {  # points of the attention; poi
 
 def attention(backend: Backend, training: bool, points: int, device: str) -> Callable[[], object]:
     torch.manual_seed(0)
-    q, k, v = (torch.randn(1, HEADS, points, WIDTH, device=device, requires_grad=training) for _ in range(3))
+    q, k, v = (torch.randn(1, HEADS, *n, WIDTH, device=device, requires_grad=training) for n in ((1, points), (points,), (points,)))
     biases = [DistanceBias(HEADS, 5, reach=(1.0, 0.1)).to(device), DistanceBias(HEADS, 3, reach=(10.0, 1.0)).to(device)]
     places = [torch.rand(1, points, axes, device=device) for axes in (2, 1)]
     mask = torch.rand(1, points, device=device) > 0.1
 
     def call(some: slice = slice(None)) -> None:
         with torch.set_grad_enabled(training):
-            groups = [bias(place[:, some], place) for bias, place in zip(biases, places, strict=True)]
-            out = biased_attention(q[:, :, some], k, v, mask, groups, backend=backend)
+            groups = [bias(place[:, None, some], place) for bias, place in zip(biases, places, strict=True)]
+            out = biased_attention(q[:, :, :, some], k, v, mask, groups, backend=backend)
             if training:
                 out.square().sum().backward()
 
@@ -119,8 +119,13 @@ def row(kind: str, backend: Backend, first: str, second: str, device: str) -> No
 
 
 def main(name: str) -> int:
-    console, sizes = Console(), SIZES[name]
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in SIZES:
+        raise SystemExit(f"unknown size {name!r}: expected one of {', '.join(SIZES)}")
+    if name == "gpu" and device == "cpu":
+        context, *_, most = SIZES[name]["serving"]
+        raise SystemExit(f"gpu asks {most:,} points of a context of {context:,}, 2e13 exponentials, and there is no GPU: take cpu or small")
+    console, sizes = Console(), SIZES[name]
     threads = f"{torch.get_num_threads()} thread(s)" if device == "cpu" else torch.cuda.get_device_name()
     for points in sizes["attention"]:
         calls = {side: attention(*side, points, device) for side in SIDES}

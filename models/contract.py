@@ -68,12 +68,16 @@ class EncodedFrames:
 
 @dataclass(frozen=True)
 class FieldPrediction:
-    """A prediction at the query points. `mean` is always there; at most one form of uncertainty beside it."""
+    """A prediction at the query points. `mean` is always there; at most one form of uncertainty beside it.
+
+    Where the variables are classes (DatasetInfo.classes), `mean` is their probability too, in model units.
+    """
 
     mean: Tensor  # [B,S,Q,C]
     scale: Tensor | None = None  # [B,S,Q,C] standard deviation of a Gaussian
     quantiles: Tensor | None = None  # [B,S,Q,C,K] at FieldModel.levels, increasing
     samples: Tensor | None = None  # [E,B,S,Q,C]
+    probabilities: Tensor | None = None  # [B,S,Q,C] of the variables as classes; they sum to 1
 
     @staticmethod
     def concatenate(parts: list[FieldPrediction]) -> FieldPrediction:
@@ -85,7 +89,7 @@ class FieldPrediction:
 
         mean = join("mean", 2)
         assert mean is not None
-        return FieldPrediction(mean, join("scale", 2), join("quantiles", 2), join("samples", 3))
+        return FieldPrediction(mean, join("scale", 2), join("quantiles", 2), join("samples", 3), join("probabilities", 2))
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ class DatasetInfo:
     n_sensors: int  # fixed sensors, 0 where there are none
     context_covariates: tuple[str, ...] = ()
     query_covariates: tuple[str, ...] = ()
+    classes: bool = False  # the variables are classes: at every point one of them is 1 and the others are 0
 
     @property
     def period(self) -> float | None:
@@ -121,7 +126,7 @@ class DatasetInfo:
         """Everything that stops a checkpoint made for `self` from being used on `other`, all at once; statistics may differ."""
         must_agree: tuple[str, ...] = ("name", "variables", "units", "space", "geometry", "centre", "half_extent", "position_unit")
         must_agree += ("projection", "time_unit", "time_origin", "step", "utc_offset", "n_sensors")
-        must_agree += ("context_covariates", "query_covariates")
+        must_agree += ("context_covariates", "query_covariates", "classes")
         return [
             f"{name}: checkpoint has {getattr(self, name)!r}, data has {getattr(other, name)!r}"
             for name in must_agree

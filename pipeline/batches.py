@@ -33,7 +33,7 @@ class Windows(Section):
 
     context_frames: int = Field(default=1, ge=1)
     max_lead: int = Field(ge=0)  # frames; leads are drawn from min_lead..max_lead
-    min_lead: int = Field(default=0, le=0)  # frames; negative: questions about the frames of the context before the last one
+    min_lead: int = 0  # frames; negative: questions about the frames of the context before the last one
     batch: int = Field(ge=1)
     query_frames: int = Field(default=1, ge=1)  # leads a sample is asked for
     query_points: int | None = Field(default=None, ge=1)  # points drawn from the dense truth, or of a frame; None: what was reported
@@ -47,6 +47,8 @@ class Windows(Section):
     def _whole_groups(self) -> Windows:
         if self.trajectories and self.batch % self.trajectories:
             raise ValueError(f"batch {self.batch} is not a multiple of trajectories {self.trajectories}")
+        if self.min_lead > self.max_lead:
+            raise ValueError(f"min_lead {self.min_lead} is above max_lead {self.max_lead}")
         if self.min_lead <= -self.context_frames:
             first = 1 - self.context_frames
             raise ValueError(f"min_lead is {self.min_lead}, but a window of {self.context_frames} frames begins at {first}")
@@ -363,7 +365,9 @@ class _Rows:
         value[b, s, c] = self._model_value(_take(self.dataset["obs/value"], row[at]))
         answered[b, s, c] = True
         time = self._time[frames] if anchor is None else self.time(frames, anchor)
-        return self._query(np.asarray(self.dataset["sensor/position"])[which], value, answered, time, which)
+        ahead = np.zeros((*shape, len(self.info.context_covariates)), np.float32)
+        ahead[b, s, c] = _take(self.dataset["obs/covariate"], row[at])
+        return self._query(np.asarray(self.dataset["sensor/position"])[which], value, answered, time, which, ahead)
 
     def truth(self, frames: np.ndarray, known: np.ndarray, points: np.ndarray | None, anchor: np.ndarray | None = None) -> Frames:
         """Dense truth in frames [B,S] at `points` [Q] (None: all); missing truth is masked out."""
@@ -381,7 +385,15 @@ class _Rows:
         time = self._time[frames] if anchor is None else self.time(frames, anchor)
         return self._query(position if points is None else position[points], value, answered, time, None)
 
-    def _query(self, position: np.ndarray, value: np.ndarray, mask: np.ndarray, time: np.ndarray, sensor: np.ndarray | None) -> Frames:
+    def _query(
+        self,
+        position: np.ndarray,
+        value: np.ndarray,
+        mask: np.ndarray,
+        time: np.ndarray,
+        sensor: np.ndarray | None,
+        ahead: np.ndarray | None = None,
+    ) -> Frames:
         index = np.full(mask.shape[-1], -1) if sensor is None else sensor
         place = _model_position(self.info, position)
         return Frames(
@@ -389,7 +401,7 @@ class _Rows:
             mask=_tensor(mask),
             time=_tensor(time),
             value=_tensor(value),
-            covariate=_query_covariate(self.info, time, mask.shape[-1]),
+            covariate=_query_covariate(self.info, time, mask.shape[-1], ahead),
             sensor=_tensor(index.astype(np.int64)).expand(mask.shape),
         )
 
@@ -437,18 +449,27 @@ def _model_position(info: DatasetInfo, position: np.ndarray) -> np.ndarray:
     return ((position - np.asarray(info.centre)) / info.half_extent).astype(np.float32)
 
 
-def _query_covariate(info: DatasetInfo, time: np.ndarray, points: int) -> Tensor | None:
-    """Calendar covariates [B,S,points,F] of the local time; see QUERY_COVARIATES."""
+def _query_covariate(info: DatasetInfo, time: np.ndarray, points: int, ahead: np.ndarray | None = None) -> Tensor | None:
+    """info.query_covariates [B,S,points,F]: the calendar of the local time, see QUERY_COVARIATES, then what is known `ahead`, the context
+    covariates [B,S,points,F] of the reports asked for. Raises ValueError where those are needed and there is no report."""
     if not info.query_covariates:
         return None
-    return _tensor(calendar(info, time).astype(np.float32))[:, :, None].expand(-1, -1, points, -1)
+    cycles = tuple(name for name in info.query_covariates if name in QUERY_COVARIATES)
+    known = info.query_covariates[len(cycles) :]
+    date = _tensor(calendar(replace(info, query_covariates=cycles), time).astype(np.float32))[:, :, None].expand(-1, -1, points, -1)
+    if not known:
+        return date
+    if ahead is None or known != info.context_covariates:
+        raise ValueError(f"{info.name} gives {', '.join(known)} with each question: only reports of its fixed sensors can be asked")
+    return torch.cat([date, _tensor(ahead)], -1)
 
 
 def calendar(info: DatasetInfo, time: np.ndarray) -> np.ndarray:
     """info.query_covariates (...,F) at `time` (...) in hours since info.time_origin: sine and cosine of local hour and day of year."""
-    unknown = [name for name in info.query_covariates if name not in QUERY_COVARIATES]
-    if unknown or info.time_unit != "h":
-        raise ValueError(f"query covariates {unknown or info.query_covariates} cannot be computed from time in {info.time_unit!r}")
+    if not info.query_covariates:
+        return np.zeros((*time.shape, 0))
+    if info.time_unit != "h":
+        raise ValueError(f"query covariates {info.query_covariates} cannot be computed from time in {info.time_unit!r}")
     local = time + info.utc_offset
     origin = np.datetime64(info.time_origin.removesuffix("Z"), "m")
     date = origin + np.round(local * 60).astype("timedelta64[m]")

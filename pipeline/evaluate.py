@@ -25,7 +25,7 @@ import torch
 from pydantic import Field, field_validator
 
 from models.contract import DatasetInfo, FieldPrediction, Frames, Predictor
-from pipeline import atomic, device, lexicon, oracle, predict, runs, scores
+from pipeline import atomic, device, oracle, predict, runs, scores
 from pipeline import sensors as sensor_data
 from pipeline.batches import CONTEXT_SENSOR, GRID_POINT, HELD_SENSOR, CaseBatch, cases
 from pipeline.bootstrap import Bootstrap
@@ -44,7 +44,7 @@ _EXAMPLE = {
     "model": "str", "case": "int64", "time": "float64", "lead": "float64", "point": "int32", "sensor": "int32", "kind": "int8",
     "x": "float32", "y": "float32", "variable": "str", "truth": "float32", "mean": "float32", "low": "float32", "high": "float32",
 }  # fmt: skip
-_SHOWN = ("rmse", "mae", "crps", "nll", "rel_mse", "rel_l2", "coverage_90")
+_SHOWN = ("rmse", "mae", "crps", "nll", "rel_mse", "rel_l2", "coverage_90", "brier", "accuracy")
 
 
 class Params(Section):
@@ -246,12 +246,13 @@ class Sums:
 
 
 def headline(table: scores.Table) -> dict[str, Any]:
-    """The RMSE of each model by lead, small enough for `dvc metrics show`: model -> variable -> lead -> RMSE.
+    """The RMSE of each model by lead, small enough for `dvc metrics show`: model -> variable -> lead -> RMSE; of classes the NLL.
 
     At the sensors held out where there are any, else on the whole field, else at the context sensors; leads.csv has all.
     """
     rows = table.select(distance="all")
-    rows = rows[rows["metric"] == "rmse"]
+    classes = {what["distribution"] for what in table.about["models"].values()} == {"classes"}
+    rows = rows[rows["metric"] == ("nll" if classes else "rmse")]
     stratum = next(name for name in ("held_out", "field", "context") if (rows["stratum"] == name).any())
     out: dict[str, Any] = {}
     for row in rows[rows["stratum"] == stratum].to_dict("records"):
@@ -272,7 +273,8 @@ def by_lead(table: scores.Table) -> pd.DataFrame:
     rows = table.select(distance="all")
     rows = rows[rows["metric"].isin(_SHOWN)]
     index = ["model", "variable", "stratum", "lead", "n"]
-    wide = rows.pivot(index=index, columns="metric", values="value").reindex(columns=list(_SHOWN)).reset_index()
+    shown = [name for name in _SHOWN if (rows["metric"] == name).any()]
+    wide = rows.pivot(index=index, columns="metric", values="value").reindex(columns=shown).reset_index()
     order = pd.Categorical(wide["model"], list(table.about["models"]))
     return wide.assign(order=order).sort_values(["stratum", "variable", "order", "lead"]).drop(columns="order")
 
@@ -296,6 +298,7 @@ def _not_finite(answer: FieldPrediction, part: CaseBatch, able: np.ndarray) -> s
     known = part.batch.query.mask[:, able]
     members = None if answer.samples is None else answer.samples.movedim(0, -1)
     given = {"mean": answer.mean, "scale": answer.scale, "quantiles": answer.quantiles, "samples": members}
+    given["probabilities"] = answer.probabilities
     for name, array in given.items():
         if array is None:
             continue
@@ -320,7 +323,6 @@ def _outcome(
     def points(tensor: torch.Tensor) -> np.ndarray:
         return tensor.numpy()[b, row, q].astype(np.float64)
 
-    shares = all(name in lexicon.VARIABLES and lexicon.VARIABLES[name].share for name in info.variables)
     return Outcome(
         truth=_physical(query.value.numpy()[at], info),
         mean=points(answer.mean),
@@ -329,7 +331,7 @@ def _outcome(
         samples=None if answer.samples is None else answer.samples.numpy()[:, b, row, q].astype(np.float64),
         levels=levels,
         std=np.asarray(info.std),
-        shares=shares,
+        probabilities=None if answer.probabilities is None else points(answer.probabilities),
     )
 
 
@@ -352,6 +354,7 @@ def _example(
         scale=None if answer.scale is None else answer.scale[only],
         quantiles=None if answer.quantiles is None else answer.quantiles[only],
         samples=None if answer.samples is None else answer.samples[:, only],
+        probabilities=None if answer.probabilities is None else answer.probabilities[only],
     )
     outcome = _outcome(one, alone, at, at[1], levels, info)
     _, s, q = at

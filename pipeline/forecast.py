@@ -79,6 +79,11 @@ class Grid:
 def run(params: Params, key: str, model: str, *, sensors: Path, run: Path, out: Path) -> None:
     """Write the forecast folder of one run."""
     dataset = sensor_data.read(sensors)
+    if dataset.info.classes:
+        names = ", ".join(dataset.info.variables)
+        raise ValueError(
+            f"{key} has classes ({names}), and a forecast cube holds quantiles of numbers: evaluate it, but do not forecast it"
+        )
     loaded = runs.load(run, dataset.info, device.name())
     dataset = replace(dataset, info=loaded.info)  # the statistics the model was trained with, whatever data came since
     frames = initial_frames(dataset, params.init)

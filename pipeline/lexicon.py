@@ -13,7 +13,7 @@ class Variable:
     standard_name: str | None  # CF table 93; None where CF has no name (dimensionless simulations)
     fail: tuple[float | None, float | None]  # outside: physically impossible or outside the sensor's range (QARTOD 4)
     suspect: tuple[float | None, float | None]  # outside: rare (QARTOD 3)
-    share: bool = False  # of variables that are shares of one whole: a mean is a probability, and together they make 1
+    share: bool = False  # one of several classes: 1 where it holds and 0 elsewhere, so that a mean is a probability
 
 
 _PARTICLES = "mass_concentration_of_{}_ambient_aerosol_particles_in_air"

@@ -5,6 +5,8 @@ a sample statistic is a function of its point sums (so a ratio per frame is poss
 a metric is a function of those sums. To add one: write its class, add a line to METRICS.
 
 CRPS of a prediction that is a mean alone is its absolute error: score tables say which predictors that concerns (`distribution`).
+CRPS of a class is (probability - truth)^2, its part of the Brier score; NLL, Brier score and accuracy are those of the point, alike in the
+rows of all classes.
 NLL is in model units, where values are standardised, so that it does not depend on the unit of a variable.
 CRPS of quantiles is twice the pinball loss integrated over the levels by midpoints: the tails beyond the outer levels are approximate.
 """
@@ -34,12 +36,12 @@ class Outcome:
     samples: np.ndarray | None = None  # [E,P,C]
     levels: tuple[float, ...] = ()  # K
     std: np.ndarray | float = 1.0  # [C] by which values are standardised
-    shares: bool = False  # the variables are shares of one whole, their means probabilities
+    probabilities: np.ndarray | None = None  # [P,C] of the variables as classes, whose truth is a 1 among zeros
 
     @property
     def distribution(self) -> str:
-        """ "gaussian", "quantiles", "ensemble" or "mean only"."""
-        forms = {"gaussian": self.scale, "quantiles": self.quantiles, "ensemble": self.samples}
+        """ "gaussian", "quantiles", "ensemble", "classes" or "mean only"."""
+        forms = {"gaussian": self.scale, "quantiles": self.quantiles, "ensemble": self.samples, "classes": self.probabilities}
         return next((name for name, array in forms.items() if array is not None), "mean only")
 
     @cached_property
@@ -63,14 +65,27 @@ class Outcome:
 
     def nll(self) -> np.ndarray | None:
         """Negative log-likelihood [P,C] in model units of a Gaussian, whose scale counts as at least a thousandth of the standard deviation
-        (an exact interpolation would be infinitely good or bad). Of means that are probabilities, the part of each variable in the
-        cross-entropy, which is the sum over the variables; a probability counts as at least a millionth."""
+        (an exact interpolation would be infinitely good or bad). Of classes the cross-entropy of the point, the same for every class; a
+        probability counts as at least a millionth."""
         if self.scale is not None:
             scale = np.maximum(self.scale / self.std, 1e-3)
             return 0.5 * np.log(2 * np.pi) + np.log(scale) + 0.5 * (self.error / self.std / scale) ** 2
-        if self.shares and self.distribution == "mean only":
-            return -self.truth * np.log(np.clip(self.mean, 1e-6, 1.0))
+        if self.probabilities is not None:
+            return self._of_point((-self.truth * np.log(np.clip(self.probabilities, 1e-6, 1.0))).sum(axis=1))
         return None
+
+    def brier(self) -> np.ndarray | None:
+        """Brier score [P,C] of the point, sum over the classes of (probability - truth)^2; the same for every class."""
+        return None if self.probabilities is None else self._of_point((self.error**2).sum(axis=1))
+
+    def right(self) -> np.ndarray | None:
+        """[P,C] 1 where the most probable class is the true one, the first of equals; the same for every class."""
+        if self.probabilities is None:
+            return None
+        return self._of_point((self.probabilities.argmax(axis=1) == self.truth.argmax(axis=1)).astype(float))
+
+    def _of_point(self, value: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(value[:, None], self.truth.shape)
 
     def crps(self) -> np.ndarray:
         if self.scale is not None:
@@ -84,6 +99,8 @@ class Outcome:
             levels = np.asarray(self.levels)
             edges = np.concatenate([[0.0], (levels[1:] + levels[:-1]) / 2, [1.0]])
             return 2 * scoringrules.quantile_score(self.truth[..., None], self.quantiles, levels) @ np.diff(edges)
+        if self.probabilities is not None:
+            return self.error**2
         return np.abs(self.error)
 
 
@@ -244,6 +261,30 @@ class Nll(Metric):
         return sums["nll"] / sums["n"]
 
 
+class Brier(Metric):
+    """Mean Brier score of classes, between 0 and 2; see Outcome.brier."""
+
+    name, title, unit = "brier", "Brier score", "1"
+
+    def points(self) -> Mapping[str, PointStatistic]:
+        return {"brier": Outcome.brier}
+
+    def value(self, sums: Sums) -> np.ndarray:
+        return sums["brier"] / sums["n"]
+
+
+class Accuracy(Metric):
+    """Share of points whose most probable class is the true one."""
+
+    name, title, unit, best = "accuracy", "accuracy", "1", "none"
+
+    def points(self) -> Mapping[str, PointStatistic]:
+        return {"right": Outcome.right}
+
+    def value(self, sums: Sums) -> np.ndarray:
+        return sums["right"] / sums["n"]
+
+
 class Coverage(Metric):
     """Share of truths inside the central interval, ends included."""
 
@@ -306,6 +347,8 @@ METRICS: dict[str, Metric] = {
         RelL2(),
         Crps(),
         Nll(),
+        Brier(),
+        Accuracy(),
         Coverage(90),
         Coverage(50),
         Width(),

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -46,16 +46,28 @@ class Network(Section):
 
     step: float = Field(default=1.0, gt=0)  # hours between frames
     covariates: tuple[str, ...] = ()  # variables seen beside the value at context sensors; with them comes their availability
+    sectors: int | None = Field(default=None, ge=2)  # u10 and v10 give way to one column for each direction the wind comes from
+    known_ahead: bool = False  # covariates are given with a question too, as some benchmarks have it; a forecast cannot be made then
     utc_offset: float = 0.0  # hours; frames lie at whole steps of local time, and the hour of the day is the local one
     periods: tuple[tuple[date, date], ...] | None = None  # [first, last) days in UTC, each a trajectory; None: everything is one
     moving: str | None = None  # regular expression: platforms that are moving sensors though they have no trips
     cells: Cells | None = None  # for moving sensors
     held_out: splits.HeldOut = splits.HeldOut()
 
+    @model_validator(mode="after")
+    def _wind(self) -> Network:
+        if self.sectors and not {"u10", "v10"} <= set(self.covariates):
+            raise ValueError(f"sectors needs u10 and v10 among the covariates, found {', '.join(self.covariates) or 'none'}")
+        if self.known_ahead and not self.covariates:
+            raise ValueError("known_ahead needs covariates")
+        return self
+
 
 class Scale(Section):
-    """Numbers in place of measured ones, in physical units: for values that need no scaling, and for datasets that share a model."""
+    """How values are scaled; and numbers in place of measured ones, in physical units: for values that need no scaling, and for datasets
+    that share a model."""
 
+    by: Literal["moments", "range"] = "moments"  # range: the least training value becomes 0, the greatest 1, covariates as well
     mean: tuple[float, ...] | None = None  # one a variable
     std: tuple[float, ...] | None = None
     centre: tuple[float, ...] | None = None  # one a coordinate
@@ -79,6 +91,8 @@ class Subsample(Section):
     def _consistent(self) -> Subsample:
         if sum(how is not None for how in (self.network, self.layout, self.tasks)) != 1:
             raise ValueError("give either `network` (a source of observations), or `layout` or `tasks` (a source that is a field)")
+        if self.network is None and self.scale.by == "range":
+            raise ValueError("scale.by: range is for observations (`network`); of a field give scale.mean and scale.std")
         if self.network is not None and self.split is None:
             raise ValueError("observations need `split`: {validation, test, gap}")
         unknown = sorted(set(self.calendar) - set(QUERY_COVARIATES))
@@ -173,7 +187,10 @@ def _from_observations(params: Subsample, network: Network, key: str, checked: P
     place = geometry.to_km(fixed["longitude"].to_numpy(), fixed["latitude"].to_numpy(), projection)
     half_extent = float(np.abs(geometry.to_km(known[:, 0], known[:, 1], projection)).max())
     value = table[list(params.variables)].to_numpy(np.float64)
-    covariate, names = _covariates(table, network, learn, mixed=bool((sensor < 0).any() and (role == sensors.CONTEXT).any()))
+    centre, width = _unit(value[learn], params.scale.by)
+    covariate, names = _covariates(
+        table, network, learn, params.scale.by, mixed=bool((sensor < 0).any() and (role == sensors.CONTEXT).any())
+    )
 
     counts = np.bincount(frame[visible], minlength=n_frames)
     for name, array in {
@@ -194,8 +211,8 @@ def _from_observations(params: Subsample, network: Network, key: str, checked: P
     return _info(
         params,
         key,
-        mean=value[learn].mean(axis=0),
-        std=value[learn].std(axis=0),
+        mean=centre,
+        std=width,
         centre=(0.0, 0.0),
         half_extent=half_extent or 1.0,
         geometry="plane",
@@ -204,6 +221,7 @@ def _from_observations(params: Subsample, network: Network, key: str, checked: P
         utc_offset=network.utc_offset,
         n_sensors=len(role),
         context_covariates=names,
+        ahead=names if network.known_ahead else (),
     )
 
 
@@ -331,16 +349,33 @@ def _roles(fixed: pd.DataFrame, network: Network, seed: int) -> np.ndarray:
     return splits.held_out(list(fixed.index), position, fixed["frames"].to_numpy(), network.held_out, seed)
 
 
-def _covariates(table: pd.DataFrame, network: Network, learn: np.ndarray, mixed: bool) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Context covariates [O,F] and their names: each variable standardised (absent = 0, its mean), the share of them that is there
-    (`availability`), and `mobile` where fixed and moving sensors are context together."""
+def _unit(values: np.ndarray, by: str) -> tuple[np.ndarray, np.ndarray]:
+    """What becomes 0, and how far from it 1 lies, of values [n,C]."""
+    return (values.min(axis=0), np.ptp(values, axis=0)) if by == "range" else (values.mean(axis=0), values.std(axis=0))
+
+
+def _sector(u: np.ndarray, v: np.ndarray, sectors: int) -> np.ndarray:
+    """[n,sectors] 1 for the direction the wind comes from, clockwise and the first one around north; none where it is calm or unknown."""
+    number = np.round(np.arctan2(-u, -v) / (2 * np.pi) * sectors) % sectors
+    return (number[:, None] == np.arange(sectors)) & (np.hypot(u, v) > 0)[:, None]
+
+
+def _covariates(table: pd.DataFrame, network: Network, learn: np.ndarray, by: str, mixed: bool) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Context covariates [O,F] and their names: each variable scaled (absent = its training mean), `wind_I` for each sector of the wind,
+    the share of the variables that is there (`availability`), and `mobile` where fixed and moving sensors are context together."""
     columns, names = [], list(network.covariates)
     raw = table[names].to_numpy(np.float64)
     for column, name in zip(raw.T, names, strict=True):
         seen = column[learn & np.isfinite(column)]
         if not len(seen) or not seen.std():
             raise ValueError(f"covariate {name} has {len(seen)} training values, all the same: leave it out of network.covariates")
-        columns.append(np.nan_to_num((column - seen.mean()) / seen.std(), nan=0.0))
+        zero, one = _unit(seen[:, None], by)
+        columns.append((np.nan_to_num(column, nan=seen.mean()) - zero) / one)
+    if network.sectors:
+        at = [names.index(name) for name in ("u10", "v10")]
+        wind = _sector(raw[:, at[0]], raw[:, at[1]], network.sectors)
+        columns = [column for i, column in enumerate(columns) if i not in at] + list(wind.T.astype(float))
+        names = [name for i, name in enumerate(names) if i not in at] + [f"wind_{i}" for i in range(network.sectors)]
     if names:
         columns.append(np.isfinite(raw).mean(axis=1))
         names.append("availability")
@@ -612,10 +647,14 @@ def _time(field: xr.Dataset) -> tuple[float, np.ndarray, bool]:
     return float(np.median(np.diff(time))) if len(time) > 1 else 1.0, time, calendar
 
 
-def _info(params: Subsample, key: str, *, simulated: bool = False, **values: Any) -> DatasetInfo:
+def _info(params: Subsample, key: str, *, simulated: bool = False, ahead: tuple[str, ...] = (), **values: Any) -> DatasetInfo:
+    """`ahead` names covariates that come with a question."""
     known = [lexicon.lookup(name) for name in params.variables]
+    classes = [v.name for v in known if v.share]
+    if classes and (len(classes) < 2 or len(classes) < len(known)):
+        raise ValueError(f"subsample.{key}.variables: {', '.join(classes)} are classes: give all classes, and nothing beside them")
     unit = "km" if values["projection"] else "deg" if values["geometry"] == "sphere" and len(values["centre"]) == 2 else "1"
-    values |= {name: value for name, value in params.scale.model_dump().items() if value is not None}
+    values |= {name: value for name, value in params.scale.model_dump(exclude={"by"}).items() if value is not None}
     space = values.setdefault("space", ("x", "y"))
     if len(values["centre"]) != len(space):
         raise ValueError(f"subsample.{key}.scale.centre must have one number for each of {', '.join(space)}, found {values['centre']}")
@@ -629,6 +668,7 @@ def _info(params: Subsample, key: str, *, simulated: bool = False, **values: Any
         position_unit=unit,
         time_unit="1" if simulated else "h",
         time_origin="" if simulated else "1970-01-01T00:00:00Z",
-        query_covariates=() if simulated else params.calendar,
+        query_covariates=() if simulated else params.calendar + ahead,
+        classes=bool(classes),
         **values,
     )

@@ -252,6 +252,13 @@ def test_windows_that_cannot_be(dataset: sensors.SensorDataset, settings_: dict[
         TrainingBatches(dataset, Windows(**{"max_lead": 1, "batch": 2, **settings_}), 0)
 
 
+def test_questions_may_start_after_the_context() -> None:
+    batch = TrainingBatches(STATIONS, Windows(context_frames=4, min_lead=2, max_lead=5, batch=3, query_frames=4), 0)[0]
+    assert ((batch.query.time - batch.context.time[:, -1:]).numpy() == [2, 3, 4, 5]).all()
+    with pytest.raises(ValueError, match="min_lead 3 is above max_lead 2"):
+        Windows(min_lead=3, max_lead=2, batch=1)
+
+
 def test_a_batch_must_hold_whole_groups() -> None:
     with pytest.raises(ValueError, match="not a multiple"):
         Windows(max_lead=1, batch=5, trajectories=2)

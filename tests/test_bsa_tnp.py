@@ -127,25 +127,27 @@ def both_streams(model: BsaTnp, batch: FieldBatch) -> Tensor:
     """The network as it is drawn: queries and context side by side through every block, the last update of the context included."""
     context, query = batch.context, batch.query
     (here, now), (there, then) = model._where(query, context), model._where(context, context)
-    q, k = model._tokens(query, context, observed=False), model._tokens(context, context, observed=True)
+    there, then = (x.expand(-1, *context.mask.shape[1:], -1).flatten(1, 2) for x in (there, then))
+    q, k = model._tokens(query, context, observed=False), model._tokens(context, context, observed=True).flatten(1, 2).unsqueeze(1)
     mask = context.mask.flatten(1)
 
     def heads(x: Tensor, count: int) -> Tensor:
-        return x.unflatten(-1, (count, -1)).transpose(1, 2)
+        return x.unflatten(-1, (count, -1)).movedim(-2, 1)
 
     for block in model.blocks:
         assert isinstance(block, KRBlock)
-        norm = block.norm(k)
+        norm = block.norm(k).squeeze(1)
 
         def stream(x: Tensor, place: Tensor, time: Tensor, block: KRBlock = block, norm: Tensor = norm) -> Tensor:
             q1, k1, v1 = (heads(y, block.heads) for y in (block.query(block.norm(x)), block.key(norm), block.value(norm)))
             ghost = released_ghost(k1.shape[2]) if model.config.softmax_floor else None
             groups = block.groups((place, there), (time, then))
-            x = x + block.out(biased_attention(q1, k1, v1, mask, groups, ghost=ghost, backend="dense").transpose(1, 2).flatten(2))
+            x = x + block.out(biased_attention(q1, k1, v1, mask, groups, ghost=ghost, backend="dense").movedim(1, -2).flatten(3))
             return x + block.ffn(block.norm_ffn(x))
 
-        q, k = stream(q, here, now), stream(k, there, then)
-    return model.head(model.norm_head(q)).unflatten(1, query.mask.shape[1:])
+        q, k = stream(q, here, now), stream(k, there[:, None], then[:, None])
+    out: Tensor = model.head(model.norm_head(q))
+    return out
 
 
 @pytest.mark.parametrize("mode", ["paper", "improved"])
@@ -191,6 +193,18 @@ def test_a_batch_that_shares_its_points_equals_separate_ones() -> None:
     for b in range(3):
         context, query = one(same.context, b), one(same.query, b)
         torch.testing.assert_close(flat(model.predict(context, query)), together[b : b + 1], atol=1e-10, rtol=0)
+
+
+def test_leads_that_ask_the_same_places_equal_separate_ones() -> None:
+    batch = worlds.batch(PLANE, t=2, s=3, dtype=torch.float64)
+    query = replace(batch.query, position=batch.query.position[:, :1].expand(-1, 3, -1, -1))
+    model = built()
+    place, time = model._where(query, batch.context)
+    assert (place.shape[1], time.shape[2]) == (1, 1)
+    together = flat(model.predict(batch.context, query))
+    for s in range(3):
+        lead = replace(query, **{name: getattr(query, name)[:, s : s + 1] for name in ("position", "mask", "time", "value")})
+        torch.testing.assert_close(flat(model.predict(batch.context, lead)), together[:, s : s + 1], atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -299,9 +313,9 @@ def test_the_token_has_a_column_for_every_covariate_of_either_side() -> None:
     context, query = seen
     assert batch.context.covariate is not None
     assert batch.query.covariate is not None
-    known = torch.where(batch.context.mask[..., None], batch.context.covariate, 0).flatten(1, 2)
+    known = torch.where(batch.context.mask[..., None], batch.context.covariate, 0)
     torch.testing.assert_close(context[..., 4:7], torch.cat([known, torch.zeros_like(known[..., :1])], -1))
-    asked = torch.where(batch.query.mask[..., None], batch.query.covariate, 0).flatten(1, 2)
+    asked = torch.where(batch.query.mask[..., None], batch.query.covariate, 0)
     torch.testing.assert_close(query[..., 4:7], torch.stack([torch.zeros_like(asked[..., 0]), asked[..., 1], asked[..., 0]], -1))
     with pytest.raises(ValueError, match="the query lacks the covariates hour, sp"):
         model.predict(batch.context, replace(batch.query, covariate=None))
@@ -309,27 +323,37 @@ def test_the_token_has_a_column_for_every_covariate_of_either_side() -> None:
 
 def epidemic(b: int = 4, seed: int = 0) -> tuple[DatasetInfo, FieldBatch]:
     """Three classes in stripes; standardised as any variable is."""
-    info = worlds.torus_info(geometry="plane", variables=("state",), mean=(0.9,), std=(0.8,))
+    info = worlds.torus_info(geometry="plane", variables=("a", "b", "c"), mean=(0.2, 0.3, 0.5), std=(0.4, 0.5, 0.5), classes=True)
     batch = worlds.batch(info, b=b, n=30, s=1, seed=seed)
 
     def classes(frames: Frames) -> Frames:
-        state = (frames.position[..., :1] * 1.5 + 1.5).floor().clamp(0, 2)
-        return replace(frames, value=torch.where(frames.mask[..., None], (state - 0.9) / 0.8, math.nan))
+        state = (frames.position[..., 0] * 1.5 + 1.5).floor().clamp(0, 2).long()
+        member = torch.nn.functional.one_hot(state, 3).float()
+        value = (member - torch.tensor(info.mean)) / torch.tensor(info.std)
+        return replace(frames, value=torch.where(frames.mask[..., None], value, math.nan))
 
     return info, FieldBatch(classes(batch.context), classes(batch.query))
 
 
 def test_the_categorical_head_learns_classes() -> None:
     info, batch = epidemic()
-    model = built(info, head="categorical", classes=3, double=False, width=16, zero_head=True)
+    model = built(info, head="categorical", double=False, width=16, zero_head=True)
     with torch.no_grad():
         last = model.head[-1]
         assert isinstance(last, nn.Linear)
         last.weight.zero_()
         last.bias.zero_()
+
+    def chance() -> Tensor:
+        prediction = model.predict(batch.context, batch.query)
+        assert prediction.probabilities is not None
+        assert prediction.scale is None
+        torch.testing.assert_close(prediction.mean * torch.tensor(info.std) + torch.tensor(info.mean), prediction.probabilities)
+        return prediction.probabilities
+
     start = model.loss(batch)
     torch.testing.assert_close(start["loss"], torch.tensor(math.log(3)))
-    torch.testing.assert_close(model.probabilities(batch.context, batch.query), torch.full((4, 1, 15, 3), 1 / 3))
+    torch.testing.assert_close(chance(), torch.full((4, 1, 15, 3), 1 / 3))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(60):
         optimizer.zero_grad()
@@ -337,35 +361,29 @@ def test_the_categorical_head_learns_classes() -> None:
         optimizer.step()
     end = model.loss(batch)
     assert end["accuracy"] > 0.9 > start["accuracy"]
-    chance = model.probabilities(batch.context, batch.query)
-    torch.testing.assert_close(chance.sum(-1), torch.ones(4, 1, 15))
+    torch.testing.assert_close(chance().sum(-1), torch.ones(4, 1, 15))
     assert batch.query.value is not None
-    truth = (batch.query.value[..., 0] * 0.8 + 0.9).nan_to_num(0).round().long()
-    likelihood = chance.gather(-1, truth.unsqueeze(-1))[..., 0][batch.query.mask]
+    truth = batch.query.value.nan_to_num(0).argmax(-1, keepdim=True)
+    likelihood = chance().gather(-1, truth)[..., 0][batch.query.mask]
     torch.testing.assert_close(-likelihood.log().mean(), end["loss"], atol=1e-5, rtol=0)
 
 
 def test_classes_and_numbers_are_not_mixed_up() -> None:
     info, batch = epidemic()
-    model = built(info, head="categorical", classes=2, double=False)
-    with pytest.raises(ValueError, match="state holds classes 0 to 2, expected 0 to 1"):
-        model.loss(batch)
-    with pytest.raises(ValueError, match="ask for probabilities"):
-        model.predict(batch.context, batch.query)
+    model = built(info, head="categorical", double=False)
+    assert batch.query.value is not None
+    with pytest.raises(ValueError, match="a, b, c must be classes, a single 1 among zeros; found"):
+        model.loss(FieldBatch(batch.context, replace(batch.query, value=batch.query.value + 1)))
     with pytest.raises(ValueError, match="no background"):
-        built(info, head="categorical", classes=3, double=False).probabilities(batch.context, with_background(batch).query)
-    gaussian = built(double=False)
-    with pytest.raises(ValueError, match="ask predict"):
-        gaussian.probabilities(batch.context, batch.query)
-    with pytest.raises(ValueError, match="needs one variable"):
-        built(replace(info, variables=("a", "b")), head="categorical", classes=3)
+        model.predict(batch.context, with_background(batch).query)
+    with pytest.raises(ValueError, match="needs variables that are classes, waves has vorticity"):
+        built(head="categorical")
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"head": "categorical"}, "categorical needs two or more"),
-        ({"classes": 3}, "gaussian none"),
+        ({"classes": 3}, "Extra inputs"),
         ({"causal": True, "time_bases": 0}, "set time_bases"),
         ({"minimum_std": 1.0}, "below 1"),
         ({"tiles": 4}, "Extra inputs"),

@@ -297,3 +297,51 @@ def test_a_run_of_another_dataset_and_an_empty_folder_are_refused(tmp_path: Path
 def test_params_name_what_is_wrong() -> None:
     with pytest.raises(ParamsError, match=r"(?s)evaluate\.waves\.scent\.leads: .*increase.*evaluate\.waves\.scent\.bach: unknown key"):
         validated({"leads": [2, 1], "batch": 1, "bach": 2}, evaluate.params_model("waves", "scent"), "evaluate.waves.scent")
+
+
+def signs() -> sensors.SensorDataset:
+    """Waves as two classes, above zero and not."""
+    waves = many_waves()
+    arrays = {name: np.asarray(array) for name, array in waves.arrays.items()}
+    for name in ("obs/value", "truth/value"):
+        above = arrays[name] > 0
+        arrays[name] = np.concatenate([above, ~above], axis=-1).astype(np.float32)
+    names = {"variables": ("above", "below"), "units": ("1", "1"), "limits": ((0.0, 1.0),) * 2}
+    info = replace(waves.info, **names, mean=(0.4, 0.6), std=(0.5, 0.5), classes=True)  # type: ignore[arg-type]
+    return sensors.SensorDataset(info, arrays, waves.recipe, waves.inputs)
+
+
+@dataclass
+class Sure:
+    """States the same probability of the first class everywhere."""
+
+    chance: float
+    tasks: frozenset[str] = ALL
+    levels: tuple[float, ...] = ()
+
+    def predict(self, context: Frames, query: Frames) -> FieldPrediction:
+        chance = torch.tensor([self.chance, 1 - self.chance]).expand(*query.mask.shape, 2)
+        return FieldPrediction(torch.zeros_like(chance), probabilities=chance)
+
+
+def test_classes_are_scored_by_their_probabilities() -> None:
+    dataset = signs()
+    table = score(dataset, Sure(0.3))
+    assert table.about["models"]["nearest"]["distribution"] == "classes"
+    share = 1 - value(table, "bias", "field", 1, variable="above") - 0.7  # of the first class: the mean of the truth
+    expected = -share * np.log(0.3) - (1 - share) * np.log(0.7)
+    for variable in dataset.info.variables:
+        assert value(table, "nll", "field", 1, variable=variable) == pytest.approx(expected, rel=1e-5)
+        assert value(table, "accuracy", "field", 1, variable=variable) == pytest.approx(1 - share, rel=1e-5)
+    assert table.select(metric="coverage_90").empty
+    assert evaluate.headline(table)["nearest"]["above"]["lead 1"] == pytest.approx(expected, rel=1e-3)
+    assert {"nll", "brier", "accuracy"} <= set(evaluate.by_lead(table).columns)
+
+
+def test_means_of_classes_count_as_probabilities() -> None:
+    dataset = signs()
+    near, far = score(dataset, Nearest(period=dataset.info.period)), score(dataset, Nearest(offset=-9.0, period=dataset.info.period))
+    assert near.about["models"]["nearest"]["distribution"] == "classes"
+    assert value(near, "accuracy", "field", 0, variable="above") > 0.8
+    assert value(near, "mse", "context", 0, variable="above") == pytest.approx(0, abs=1e-6)
+    assert value(far, "nll", "field", 0, variable="above") == pytest.approx(np.log(2))  # nothing above zero is left: all alike

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -220,3 +221,9 @@ def test_sensors_are_written_as_the_contract_says(stations: Path) -> None:
     assert list(now["sensor"]) == list(dataset["obs/sensor"][last])
     np.testing.assert_allclose(now["value"], dataset["obs/value"][last, 0], rtol=1e-6)
     assert set(now["role"]) <= {sensors.CONTEXT, sensors.HELD_VALIDATION, sensors.HELD_TEST}
+
+
+def test_classes_are_not_forecast(tmp_path: Path) -> None:
+    waves = worlds.waves()
+    with pytest.raises(ValueError, match=r"waves has classes \(vorticity\), and a forecast cube holds quantiles"):
+        forecasts.make(tmp_path, replace(waves, info=replace(waves.info, classes=True)), init="case", max_lead=4)

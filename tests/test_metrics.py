@@ -114,13 +114,32 @@ def test_ensemble_scores_agree_with_scoringrules() -> None:
     assert value("coverage_90", outcome) == ((low <= TRUTH) & (high >= TRUTH)).mean()
 
 
+def test_classes_are_scored_by_a_table_worked_out_by_hand() -> None:
+    truth = np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]])
+    chance = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.6, 0.4, 0.0], [0.2, 0.5, 0.3]])
+    outcome = Outcome(truth, chance, probabilities=chance, std=np.array([2.0, 3.0, 4.0]))
+    assert outcome.distribution == "classes"
+    assert value("nll", outcome) == pytest.approx(-np.log([0.7, 0.8, 1e-6, 0.2]).mean())
+    brier = np.array([0.09 + 0.04 + 0.01, 0.01 + 0.04 + 0.01, 0.36 + 0.16 + 1, 0.64 + 0.25 + 0.09]).mean()
+    assert value("brier", outcome) == pytest.approx(brier)
+    assert value("accuracy", outcome) == 2 / 4
+    assert sum(float(outcome.crps()[:, c].mean()) for c in range(3)) == pytest.approx(brier)
+    assert np.isnan(value("coverage_90", outcome))
+    for name in ("brier", "accuracy"):
+        assert np.isnan(value(name, Outcome(truth, chance, scale=np.ones_like(chance))))
+
+
 @pytest.mark.parametrize("name", METRICS)
 def test_every_metric_is_a_function_of_sums_that_add(name: str) -> None:
     rng = np.random.default_rng(2)
     truth, mean = rng.normal(size=(2, 40, 1))
-    outcome = Outcome(truth, mean, scale=rng.uniform(0.5, 2, (40, 1)))
+    form = {"scale": rng.uniform(0.5, 2, (40, 1))}
+    if name in ("brier", "accuracy"):
+        truth = (truth > 0).astype(float)
+        form = {"probabilities": rng.uniform(0, 1, (40, 1))}
+    outcome = Outcome(truth, mean, **form)  # type: ignore[arg-type]
     cuts = [slice(0, 10), slice(10, 25), slice(25, 40)]
-    parts = [sums(Outcome(truth[c], mean[c], scale=outcome.scale[c])) for c in cuts]  # type: ignore[index]
+    parts = [sums(Outcome(truth[c], mean[c], **{key: array[c] for key, array in form.items()})) for c in cuts]  # type: ignore[arg-type]
     merged = {key: sum(part[key] for part in parts) for key in parts[0]}
     assert float(METRICS[name].value(merged)) == pytest.approx(value(name, outcome, cuts), rel=1e-12)
     assert METRICS[name].title
@@ -165,7 +184,7 @@ def test_few_blocks_give_no_interval() -> None:
     assert np.isnan(high)
 
 
-def test_nll_of_a_gaussian_is_in_model_units_and_that_of_shares_a_cross_entropy() -> None:
+def test_nll_of_a_gaussian_is_in_model_units() -> None:
     """By hand: in units of std 2 the errors are 0.5, 0, -1.5, 0.5 and the scale 0.5."""
     outcome = Outcome(TRUTH, MEAN, scale=np.full((4, 1), 1.0), std=np.array([2.0]))
     expected = np.mean([0.5 * np.log(2 * np.pi) + np.log(0.5) + 0.5 * e**2 for e in (1, 0, -3, 1)])
@@ -174,8 +193,3 @@ def test_nll_of_a_gaussian_is_in_model_units_and_that_of_shares_a_cross_entropy(
     exact = Outcome(TRUTH, TRUTH, scale=np.zeros((4, 1)))
     assert value("nll", exact) == pytest.approx(0.5 * np.log(2 * np.pi) + np.log(1e-3))
     assert np.isnan(value("nll", Outcome(TRUTH, MEAN)))
-    states = np.array([[1.0, 0, 0], [0, 1, 0]])
-    said = np.array([[0.5, 0.3, 0.2], [0.9, 0.0, 0.1]])
-    shares = Outcome(states, said, shares=True).nll()
-    assert shares is not None
-    assert shares.sum(axis=1).tolist() == pytest.approx([-np.log(0.5), -np.log(1e-6)])

@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 
 from pipeline import observations, params, sensors, subsample
-from pipeline.batches import TrainingBatches, Windows, cases
+from pipeline.batches import TrainingBatches, Windows, at_points, cases
 from tests import worlds
 
 HOURS = 300
@@ -147,6 +147,36 @@ def test_nothing_learnt_changes_with_test_data_or_held_out_sensors(tmp_path: Pat
     assert (plain["cases/frame"] - 10 > np.flatnonzero(plain["frame/split"] == sensors.TRAIN)[-1]).all()
 
 
+def test_a_protocol_with_ranges_sectors_and_the_weather_of_what_is_asked(tmp_path: Path) -> None:
+    """Values and covariates from 0 to 1 over the training frames, the wind as the sector it comes from, both given with each question."""
+    rows = station_rows()
+    hours = rows[rows["variable"] == "t2m"]
+    east = hours.assign(variable="u10", value=np.where(np.arange(len(hours)) % 2, -3.0, 0.0))  # from the east, or calm
+    north = hours.assign(variable="v10", value=np.where(np.arange(len(hours)) % 2, -0.01, 0.0))
+    rows = pd.concat([rows, east, north], ignore_index=True).assign(flag_aggregate=np.int8(1))
+    network = {"covariates": ["t2m", "u10", "v10"], "sectors": 4, "known_ahead": True}
+    dataset = made(tmp_path, rows, network=network, scale={"by": "range"}, calendar=["hour_sin"])
+    names = ("t2m", "wind_0", "wind_1", "wind_2", "wind_3", "availability")
+    assert dataset.info.context_covariates == names
+    assert dataset.info.query_covariates == ("hour_sin", *names)
+    learn = np.asarray(dataset["frame/split"])[np.repeat(np.arange(dataset.n_frames), np.diff(dataset["frame/obs_start"]))] == sensors.TRAIN
+    value = (np.asarray(dataset["obs/value"])[learn] - dataset.info.mean) / dataset.info.std
+    np.testing.assert_allclose([value.min(), value.max()], [0, 1], atol=1e-5)
+    covariate = np.asarray(dataset["obs/covariate"])
+    np.testing.assert_allclose([covariate[learn, 0].min(), covariate[learn, 0].max()], [0, 1], atol=1e-6)
+    assert not covariate[:, [1, 3, 4]].any()
+    assert 0.2 < covariate[:, 2].mean() < 0.6
+    batch = TrainingBatches(dataset, Windows(context_frames=2, min_lead=1, max_lead=3, query_frames=3, batch=4), 0)[0]
+    lead = (batch.query.time - batch.context.time[:, -1:]).numpy()
+    assert (lead == [1, 2, 3]).all()
+    asked = batch.query.covariate
+    assert asked is not None
+    assert asked.shape[-1] == 7
+    assert (asked[batch.query.mask][:, 1:] != 0).any(dim=0).tolist() == [True, False, True, False, False, True]
+    with pytest.raises(ValueError, match=r"gives t2m, .* with each question: only reports"):
+        at_points(dataset, 100, 1, np.zeros((1, 2)), [1])
+
+
 def test_a_frame_holds_what_ends_at_it(tmp_path: Path) -> None:
     """Readings at :10, :20, .. belong to the next full hour, one at :00 to its own; across partitions as well."""
     rows = station_rows(60)
@@ -270,6 +300,8 @@ def test_what_cannot_be_made_says_why(tmp_path: Path, change: dict[str, Any], ro
         ({"split": None}, "observations need `split`"),
         ({"layout": {"strategy": "all"}}, "either `network`"),
         ({"calendar": ["week"]}, "calendar: unknown week"),
+        ({"network": {"sectors": 8}}, "sectors needs u10 and v10 among the covariates, found t2m"),
+        ({"network": {"covariates": [], "known_ahead": True}}, "known_ahead needs covariates"),
     ],
 )
 def test_params_that_make_no_sense(change: dict[str, Any], message: str) -> None:
@@ -410,6 +442,13 @@ def test_weather_field_with_fixed_sensors_in_time_blocks(tmp_path: Path) -> None
 def test_what_a_field_cannot_give(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         drawn(tmp_path, wave_field(tmp_path), **change)
+
+
+def test_classes_stand_together(tmp_path: Path) -> None:
+    one = {"variables": ["infected"], "layout": {"strategy": "all"}, "network": None}
+    settings = params.validated({**section(), **one}, subsample.Subsample, "subsample.net")
+    with pytest.raises(ValueError, match="infected are classes: give all classes"):
+        subsample._info(settings, "net", geometry="plane", projection=None, centre=(0.0, 0.0))
 
 
 def test_layout_needs_a_field_and_roles(tmp_path: Path) -> None:

@@ -7,13 +7,17 @@ its section on kernels). Written from the description; tiles follow Dao et al., 
 
 Shapes::
 
-    R rows (batch)   H heads   N queries   M keys   E width of a head   V width of a value   D coordinates   F bases of a group
+    R rows (batch)   H heads   S frames   Q queries of a frame   M keys   E width of a head   V width of a value   D coordinates   F bases
+
+A place that does not change from frame to frame, a time that all points of a frame share: a group states it once, and what follows from it,
+the exponentials above all, is computed once and read for all.
 
 Back ends, the same answer to rounding:
 
-- `dense`: holds all N M logits, plain autograd. For tests.
+- `dense`: holds all S Q M logits, plain autograd. For tests.
 - `tiled`: walks over tiles of queries and keys with a running softmax; saves its inputs, its output and the logarithm of the softmax sum,
-  recomputes the tiles in the backward pass and has closed-form gradients. Memory grows with N + M, never with N M. Trains on CPU and GPU.
+  recomputes the tiles in the backward pass and has closed-form gradients. Memory grows with S Q + M, never with their product. Trains on
+  CPU and GPU. Where no gradient is needed, torch's own fused attention is given the biases of some queries to all keys at a time.
 - `flex`: PyTorch's compiled FlexAttention, for inference in long contexts. It compiles for half a minute at its first use. Where it
   cannot serve (`flex_obstacle` says why) `tiled` answers.
 """
@@ -38,8 +42,10 @@ Metric = Literal["euclidean", "great_circle", "elapsed"]
 Backend = Literal["dense", "tiled", "flex"]
 
 START: dict[Form, tuple[float, ...]] = {"rbf": (1, 1), "exponential": (1, 1), "tisa": (1, 1, 0), "scalar": (-1,)}  # a, b, c of every basis
-_TILE = 1 << 20  # logits in a tile; bounds the memory of `tiled`
+_TILE = 1 << 17  # logits in a tile: it stays in a core's cache
+_FEWEST = 32  # queries of a tile that are read together, however many keys there are
 _FLEX_BLOCK = 1024  # queries that `flex` answers at once; its keys come in multiples of that
+_FAINT = -80.0  # an exponent whose exponential counts as nothing; smaller ones give denormal numbers, which take ten times as long
 _NOWHERE = -1e30  # a logit far below any other
 _GHOST = 2.0  # marks the ghost beside keys that are seen (1) or not (0)
 log = logging.getLogger(__name__)
@@ -61,7 +67,7 @@ class Group:
     A key at a distance that is not finite is not seen.
     """
 
-    query: Tensor  # [R|1,N,D]; 1 where all rows share their points, which then cost once
+    query: Tensor  # [R|1,S|1,Q|1,D]; 1 along an axis on which it does not depend, which then costs nothing
     key: Tensor  # [R|1,M,D]
     weights: tuple[Tensor, ...]  # [H,F] each: a, b, c as far as the form has them
     form: Form = "rbf"
@@ -97,7 +103,7 @@ class DistanceBias(nn.Module):
         self.weights = nn.ParameterList(start)
 
     def forward(self, query: Tensor, key: Tensor) -> Group:
-        """query [R|1,N,D], key [R|1,M,D]."""
+        """query [R|1,S|1,Q|1,D], key [R|1,M,D]."""
         weights = tuple(self.weights)
         if not torch.is_grad_enabled() and all(torch.equal(w, w[:, :1].expand_as(w)) for w in weights[1:]):
             weights = (weights[0].sum(1, keepdim=True), *[w[:, :1] for w in weights[1:]])  # equal bases cost one
@@ -115,7 +121,7 @@ def biased_attention(
     backend: Backend = "tiled",
     tile: int | None = None,
 ) -> Tensor:
-    """q [R,H,N,E], k [R,H,M,E], v [R,H,M,V] -> [R,H,N,V]; mask [R,M], True where a key may be seen.
+    """q [R,H,S,Q,E], k [R,H,M,E], v [R,H,M,V] -> [R,H,S,Q,V]; mask [R,M], True where a key may be seen.
 
     A query that sees no key gives zero. Values and keys that are not seen must be finite all the same. `ghost` is the logit of one more key
     whose value is zero; `released_ghost` is what the published code amounts to. `tile` is the side of a tile (None: by memory).
@@ -129,9 +135,13 @@ def biased_attention(
         if obstacle is None:
             return _flex(q, k, v, mask, groups, ghost)
         log.debug("tiled instead of flex: %s", obstacle)
-    side = tile or max(32, math.isqrt(_TILE // (q.shape[0] * q.shape[1])))
     weights = [w for group in groups for w in group.weights]
-    out: Tensor = _Tiled.apply(q, k, v, mask, tuple(groups), ghost, side, *weights)
+    r, h, s, _, _ = q.shape
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *weights))
+    if not learns and q.dtype == _precise(q):
+        return _fused(q, k, v, mask, groups, ghost, tile or max(_FEWEST, _TILE // (r * h * (k.shape[2] + 1))))
+    side = tile or max(32, math.isqrt(_TILE // (r * h)))
+    out: Tensor = _Tiled.apply(q, k, v, mask, tuple(groups), ghost, (max(1, side // s), side), *weights)
     return out
 
 
@@ -173,7 +183,7 @@ def _great_circle(query: Sequence[Tensor], key: Sequence[Tensor]) -> Tensor:
 
 
 def bases(group: Group, apart: Tensor) -> Iterator[Tensor]:
-    """The F functions of `separation` [R,1,n,m] that the weights a multiply, [R,H,n,m] each, one at a time."""
+    """The F functions of `separation` [R|1,1,S|1,Q|1,M] that the weights a multiply, with heads each, one at a time."""
     rest = zip(*[_by_head(w) for w in group.weights[1:]], strict=True) if len(group.weights) > 1 else [()]
     return (_basis(group.form, apart, *each) for each in rest)
 
@@ -184,51 +194,62 @@ def _basis(form: Form, apart: Tensor, *rest: Tensor) -> Tensor:
         return apart
     if form == "tisa":
         apart = (apart - rest[1]).square()
-    return (apart * -rest[0]).exp()
+    return (apart * -rest[0]).clamp(min=_FAINT).exp()
 
 
 def _by_head(weight: Tensor) -> Tensor:
-    """[H,F] -> [F,H,1,1]."""
-    return weight.t().unsqueeze(-1).unsqueeze(-1)
+    """[H,F] -> [F,H,1,1,1]."""
+    return weight.t()[..., None, None, None]
 
 
 # ---- dense
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, groups: Sequence[Group], ghost: float | None) -> Tensor:
-    scores, _ = _scores(q, k, mask, groups, slice(None), slice(None), keep=False)
+    biases, _ = _biases(mask, groups, slice(None), slice(None), keep=False)
+    scores = _scores(q, k, biases)
+    k, v = (x.unsqueeze(2) for x in (k, v))
     if ghost is not None:
-        scores = torch.cat([scores, scores.new_full((*scores.shape[:3], 1), ghost)], -1)
-        v = torch.cat([v, v.new_zeros(*v.shape[:2], 1, v.shape[-1])], 2)
+        scores = torch.cat([scores, scores.new_full((*scores.shape[:4], 1), ghost)], -1)
+        v = torch.cat([v, v.new_zeros(*v.shape[:3], 1, v.shape[-1])], 3)
     blind = scores.isneginf().all(-1, keepdim=True)
     share = scores.masked_fill(blind, 0).softmax(-1).masked_fill(blind, 0)
     return share.to(v.dtype) @ v
 
 
-def _scores(
-    q: Tensor, k: Tensor, mask: Tensor | None, groups: Sequence[Group], rows: slice, columns: slice, keep: bool
-) -> tuple[Tensor, list[tuple[Tensor, list[Tensor]]]]:
-    """Logits [R,H,n,m] of some queries and keys, -inf where a key is not seen, in single precision or better. `keep` also gives what made
-    them, of every group the separation [R|1,1,n,m] and the bases."""
-    scores = (q[:, :, rows] @ k[:, :, columns].transpose(2, 3)).to(_precise(q)) / math.sqrt(q.shape[-1])
-    hidden = None if mask is None else ~mask[:, None, None, columns]
-    made = []
+def _scores(q: Tensor, k: Tensor, biases: Sequence[Tensor]) -> Tensor:
+    """Logits [R,H,S,q,m] in single precision or better, -inf where a key is not seen; q [R,H,S,q,E], k [R,H,m,E]."""
+    scores = (q.flatten(2, 3) @ k.transpose(2, 3)).to(_precise(q)).div_(math.sqrt(q.shape[-1])).unflatten(2, q.shape[2:4])
+    for bias in biases:
+        scores = scores.add_(bias)
+    return scores
+
+
+def _biases(
+    mask: Tensor | None, groups: Sequence[Group], rows: slice, columns: slice, keep: bool
+) -> tuple[list[Tensor], list[tuple[Tensor, list[Tensor]]]]:
+    """What is added to the logits of some queries of each frame and some keys, [R|1,H|1,S|1,q|1,m] each, -inf where a key is not seen.
+    `keep` also gives what made them, of every group the separation and the bases."""
+    biases, made = [], []
     for group in groups:
-        query, key = group.query.detach()[:, rows], group.key.detach()[:, columns]
-        apart = separation(group, query[:, None, :, None].unbind(-1), key[:, None, None, :].unbind(-1))
+        query = group.query if group.query.shape[2] == 1 else group.query[:, :, rows]
+        query, key = query.detach()[:, None, :, :, None], group.key.detach()[:, None, None, None, columns]
+        apart = separation(group, query.unbind(-1), key.unbind(-1))
         far = ~apart.isfinite()
-        hidden = far if hidden is None else hidden | far
-        apart = apart.masked_fill(far, 0)  # an infinity that is masked only later still spoils gradients
-        kept = []
+        seen = not bool(far.any())
+        if not seen:
+            apart = apart.masked_fill(far, 0)  # an infinity that is masked only later still spoils gradients
+        bias, kept = apart.new_zeros(apart.shape[0], len(group.weights[0]), *apart.shape[2:]), []
         for a, part in zip(_by_head(group.weights[0]), bases(group, apart), strict=True):
-            scores.addcmul_(a, part)
+            bias.addcmul_(a, part)
             if keep:
                 kept.append(part)
+        biases.append(bias if seen else bias.masked_fill(far, -torch.inf))
         if keep:
             made.append((apart, kept))
-    if hidden is not None:
-        scores.masked_fill_(hidden, -torch.inf)
-    return scores, made
+    if mask is not None:
+        biases.append(torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, -torch.inf)[:, None, None, None, columns])
+    return biases, made
 
 
 def _precise(x: Tensor) -> torch.dtype:
@@ -238,31 +259,49 @@ def _precise(x: Tensor) -> torch.dtype:
 # ---- tiled
 
 
+def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, groups: Sequence[Group], ghost: float | None, side: int) -> Tensor:
+    """Without gradients: `side` queries of each frame at a time, frame after frame. The last key is the ghost, as in `_flex`."""
+    r, h, frames, queries, _ = q.shape
+    k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))
+    out = v.new_empty(r, h, frames, queries, v.shape[-1])
+    for rows in _tiles(queries, side):
+        biases, _ = _biases(mask, groups, rows, slice(None), keep=False)
+        bias = q.new_full((r, h, rows.stop - rows.start, k.shape[2]), _NOWHERE if ghost is None else ghost)
+        still = sum((b[:, :, 0] for b in biases if b.shape[2] == 1), q.new_zeros(()))
+        moving = [b for b in biases if b.shape[2] > 1]
+        for frame in range(frames):
+            if moving or not frame:
+                bias[..., :-1] = sum((b[:, :, frame] for b in moving), still)
+            out[:, :, frame, rows] = F.scaled_dot_product_attention(q[:, :, frame, rows], k, v, attn_mask=bias)
+    return out
+
+
 class _Tiled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, groups: Sequence[Group], ghost: float | None, side: int,
-                *weights: Tensor) -> Tensor:  # fmt: skip
-        out = v.new_empty(*q.shape[:3], v.shape[-1])
-        total = q.new_empty(*q.shape[:3], 1, dtype=_precise(q))  # logarithm of the softmax sum
-        for rows in _tiles(q.shape[2], side):
-            shape = (*q.shape[:2], rows.stop - rows.start)
-            top = total.new_full((*shape, 1), -torch.inf if ghost is None else ghost)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, groups: Sequence[Group], ghost: float | None,
+                sides: tuple[int, int], *weights: Tensor) -> Tensor:  # fmt: skip
+        out = v.new_empty(*q.shape[:4], v.shape[-1])
+        total = q.new_empty(*q.shape[:4], 1, dtype=_precise(q))  # logarithm of the softmax sum
+        for rows in _tiles(q.shape[3], sides[0]):
+            asked = q[:, :, :, rows]
+            top = total.new_full((*asked.shape[:4], 1), -torch.inf if ghost is None else ghost)
             sums = torch.zeros_like(top) if ghost is None else torch.ones_like(top)
-            read = total.new_zeros(*shape, v.shape[-1])
-            for columns in _tiles(k.shape[2], side):
-                scores, _ = _scores(q, k, mask, groups, rows, columns, keep=False)
+            read = total.new_zeros(*asked.shape[:4], v.shape[-1])
+            for columns in _tiles(k.shape[2], sides[1]):
+                biases, _ = _biases(mask, groups, rows, columns, keep=False)
+                scores = _scores(asked, k[:, :, columns], biases)
                 higher = torch.maximum(top, scores.amax(-1, keepdim=True))
                 base = higher.masked_fill(higher.isneginf(), 0)  # nothing seen yet: avoid inf - inf
                 fade = (top - base).exp_()
                 share = scores.sub_(base).exp_()
                 sums = sums * fade + share.sum(-1, keepdim=True)
-                read = read * fade + (share.to(v.dtype) @ v[:, :, columns]).to(read.dtype)
+                read = read * fade + (share.to(v.dtype).flatten(2, 3) @ v[:, :, columns]).to(read.dtype).view_as(read)
                 top = higher
             blind = sums == 0
-            out[:, :, rows] = (read / sums.masked_fill(blind, 1)).to(v.dtype)
-            total[:, :, rows] = (top + sums.log()).masked_fill(blind, torch.inf)  # exp(score - inf) is zero in the backward pass
+            out[:, :, :, rows] = (read / sums.masked_fill(blind, 1)).to(v.dtype)
+            total[:, :, :, rows] = (top + sums.log()).masked_fill(blind, torch.inf)  # exp(score - inf) is zero in the backward pass
         ctx.save_for_backward(q, k, v, mask, out, total, *weights)
-        ctx.groups, ctx.side = tuple(replace(group, weights=()) for group in groups), side
+        ctx.groups, ctx.sides = tuple(replace(group, weights=()) for group in groups), sides
         return out
 
     @staticmethod
@@ -275,15 +314,18 @@ class _Tiled(torch.autograd.Function):
         grad_q, grad_k, grad_v = (torch.zeros_like(x, dtype=precise) for x in (q, k, v))
         grad_weights = [torch.zeros_like(w, dtype=precise) for w in weights]
         delta = (grad.to(precise) * out.to(precise)).sum(-1, keepdim=True)
-        for rows in _tiles(q.shape[2], ctx.side):
-            for columns in _tiles(k.shape[2], ctx.side):
-                scores, made = _scores(q, k, mask, groups, rows, columns, keep=True)
-                share = scores.sub_(total[:, :, rows]).exp_()
-                grad_v[:, :, columns] += share.to(v.dtype).transpose(2, 3) @ grad[:, :, rows]
-                slope = (grad[:, :, rows] @ v[:, :, columns].transpose(2, 3)).to(precise).sub_(delta[:, :, rows]).mul_(share)
-                grad_q[:, :, rows] += (slope.to(k.dtype) @ k[:, :, columns]).mul_(scale)
-                grad_k[:, :, columns] += (slope.to(q.dtype).transpose(2, 3) @ q[:, :, rows]).mul_(scale)
+        for rows in _tiles(q.shape[3], ctx.sides[0]):
+            asked, given_back = q[:, :, :, rows], grad[:, :, :, rows].flatten(2, 3)
+            for columns in _tiles(k.shape[2], ctx.sides[1]):
+                biases, made = _biases(mask, groups, rows, columns, keep=True)
+                share = _scores(asked, k[:, :, columns], biases).sub_(total[:, :, :, rows]).exp_().flatten(2, 3)
+                grad_v[:, :, columns] += share.to(v.dtype).transpose(2, 3) @ given_back
+                slope = (given_back @ v[:, :, columns].transpose(2, 3)).to(precise)
+                slope.sub_(delta[:, :, :, rows].flatten(2, 3)).mul_(share)
+                grad_q[:, :, :, rows] += (slope.to(k.dtype) @ k[:, :, columns]).mul_(scale).view_as(asked)
+                grad_k[:, :, columns] += (slope.to(q.dtype).transpose(2, 3) @ asked.flatten(2, 3)).mul_(scale)
                 if any(ctx.needs_input_grad[7:]):
+                    slope = slope.unflatten(2, asked.shape[2:4])
                     parts = (
                         part for group, (apart, e) in zip(groups, made, strict=True) for part in _weight_gradients(group, apart, e, slope)
                     )
@@ -294,29 +336,33 @@ class _Tiled(torch.autograd.Function):
 
 
 def _weight_gradients(group: Group, apart: Tensor, parts: list[Tensor], slope: Tensor) -> list[Tensor]:
-    """Gradients [H,F] of the weights a, b, c, from `slope` [R,H,n,m], the gradient of the logits.
+    """Gradients [H,F] of the weights a, b, c, from `slope` [R,H,S,q,m], the gradient of the logits.
 
     d/da_f = sum slope e_f;  d/db_f = -a_f sum slope e_f u,  u = d^2, d or (d - c_f)^2;  d/dc_f = 2 a_f b_f sum slope e_f (d - c_f)
     """
-    if apart.shape[0] < slope.shape[0]:
-        slope = slope.sum(0, keepdim=True)  # the rows share their points, hence the bases
+    shared = [axis for axis in (0, 2, 3) if apart.shape[axis] < slope.shape[axis]]
+    if shared:
+        slope = slope.sum(shared, keepdim=True)
     a = group.weights[0]
     if group.form == "scalar":
-        return [_dot(slope, apart.expand_as(slope)).unsqueeze(1)]
-    first = torch.stack([_dot(slope, part) for part in parts], 1)
-    if group.form != "tisa":
-        slope = slope * apart
-        return [first, -a * torch.stack([_dot(slope, part) for part in parts], 1)]
-    _, b, c = group.weights
-    away = [apart - each for each in _by_head(c)]
-    once = torch.stack([_dot(slope * part, x) for part, x in zip(parts, away, strict=True)], 1)
-    twice = torch.stack([_dot(slope * part, x.square()) for part, x in zip(parts, away, strict=True)], 1)
-    return [first, -a * twice, 2 * a * b * once]
+        return [_total(slope * apart).unsqueeze(1)]
+    moments = []  # of slope e_f with 1, u and, for tisa, the root of u
+    for number, part in enumerate(parts):
+        product = slope * part
+        first = _total(product)
+        if group.form == "tisa":
+            away = apart - _by_head(group.weights[2])[number]
+            root = _total(product.mul_(away))
+            moments.append((first, _total(product.mul_(away)), root))
+        else:
+            moments.append((first, _total(product.mul_(apart))))
+    of_a, of_u, *of_root = (torch.stack(each, 1) for each in zip(*moments, strict=True))
+    return [of_a, -a * of_u, *(2 * a * group.weights[1] * root for root in of_root)]
 
 
-def _dot(x: Tensor, y: Tensor) -> Tensor:
-    """Sum of x y over all but the heads, [R,H,n,m] twice -> [H]."""
-    return (x.flatten(2).unsqueeze(2) @ y.flatten(2).unsqueeze(3)).flatten(1).sum(0)
+def _total(x: Tensor) -> Tensor:
+    """Sum over all but the heads, [R,H,S,q,m] -> [H]."""
+    return x.sum((0, 2, 3, 4))
 
 
 def _tiles(length: int, side: int) -> Iterator[slice]:
@@ -360,8 +406,8 @@ def _flex_failure(
     groups = []
     for form, metric, period, space, count in kinds:
         weights = tuple(zeros(heads, count) for _ in START[form])
-        groups.append(Group(zeros(1, 1, space), zeros(1, keys, space), weights, form, metric, period))
-    q, k, v = (zeros(rows, heads, n, e, dtype=dtype) for n, e in ((1, width), (keys, width), (keys, value_width)))
+        groups.append(Group(zeros(1, 1, 1, space), zeros(1, keys, space), weights, form, metric, period))
+    q, k, v = (zeros(rows, heads, *n, dtype=dtype) for n in ((1, 1, width), (keys, width), (keys, value_width)))
     try:
         _flex(q, k, v, None, groups, None)
     except Exception as error:  # whatever a compiler says, or that there is none
@@ -379,6 +425,8 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, groups: Sequence
     """Lengths are filled up to multiples of _FLEX_BLOCK, so that few are compiled. The last key is the ghost, of value zero; where there is
     none, its logit is far below any other and keeps sums from being empty."""
     r, _, m, _ = k.shape
+    frames, points = q.shape[2:4]
+    q = q.flatten(2, 3)
     more_queries, more_keys = -q.shape[2] % _FLEX_BLOCK, -(m + 1) % _FLEX_BLOCK + 1
 
     def filled(x: Tensor, more: int) -> Tensor:
@@ -388,7 +436,7 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, groups: Sequence
     seen = torch.zeros(r, k.shape[2], device=k.device)
     seen[:, :m] = 1 if mask is None else mask.to(seen.dtype)
     seen[:, -1] = _GHOST
-    asked = [filled(g.query, more_queries).expand(r, -1, -1) for g in groups]
+    asked = [filled(g.query.expand(r, frames, points, -1).flatten(1, 2), more_queries) for g in groups]
     places = [filled(g.key, more_keys).expand(r, -1, -1).contiguous() for g in groups]
     weights = [tuple(w.detach() for w in g.weights) for g in groups]
     plain = tuple((g.form, g.metric, g.period) for g in groups)
@@ -398,7 +446,7 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, groups: Sequence
         with torch._dynamo.config.patch(recompile_limit=256, fail_on_recompile_limit_hit=True):  # else it silently holds all logits
             at = [x[:, rows].contiguous() for x in asked]
             parts.append(_compiled()(q[:, :, rows].contiguous(), k, v, seen, at, places, weights, plain, last))
-    return torch.cat(parts, 2)[:, :, : q.shape[2] - more_queries]
+    return torch.cat(parts, 2)[:, :, : frames * points].unflatten(2, (frames, points))
 
 
 def _flex_rows(

@@ -4,12 +4,12 @@ Paper: Jenson et al., "Biased Scan Attention Transformer Neural Process", arXiv 
 
     tokens of context and query points
     -> blocks of kernel regression (KR): queries read the context, the context reads itself, with the same weights, biased by distance
-    -> head: mean and standard deviation of every query point
+    -> head: mean and standard deviation of every query point, or the probabilities of classes
 
 Shapes::
 
     B batch   T context frames   N observations a frame   n = T*N context points   S query frames   Q queries   m = S*Q query points
-    D space   C channels   X covariates   d width   H heads   E head width   K classes
+    D space   C channels   X covariates   d width   H heads   E head width
 
 The context never sees the queries: it is encoded once, and queries stream past it in chunks. All frames of the context are one set of
 points with times; what its last block would make of it is read by nobody and not computed. Places and times enter as distances alone, so
@@ -48,7 +48,7 @@ MODES: dict[str, dict[str, Any]] = {
     "paper": {"spread_bases": False, "softmax_floor": True, "zero_head": False, "minimum_std": 0.0, "time_in_token": False},
     "improved": {"spread_bases": True, "softmax_floor": False, "zero_head": True, "minimum_std": 1e-3, "time_in_token": True},
 }
-_POINTS = 1 << 14  # query points that predict holds at a time; bounds its memory
+_POINTS = 1 << 13  # query points that predict holds at a time; bounds its memory
 _SPACE_REACH, _TIME_REACH = (1.0, 0.1), (10.0, 1.0)  # of spread bases: half the domain to a twentieth of it; ten time units to one
 _SCALE = 1e-6  # the least standard deviation of a background
 
@@ -72,8 +72,7 @@ class BsaTnpConfig(BaseModel):
     time_scale: float = Field(default=1.0, gt=0)  # frames that count as 1
     causal: bool = False  # a point never sees a later one
     embed: bool = False  # tokens also hold their place and time: embed + bias, not invariant
-    head: Literal["gaussian", "categorical"] = "gaussian"
-    classes: int = Field(default=0, ge=0)  # of the categorical head, whose one variable is a class number 0, 1, ...
+    head: Literal["gaussian", "categorical"] = "gaussian"  # categorical: where the variables are classes
     serving: Literal["tiled", "flex"] = "tiled"  # back end of predict; flex pays off in contexts of thousands of points
     spread_bases: bool
     softmax_floor: bool
@@ -88,8 +87,6 @@ class BsaTnpConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> BsaTnpConfig:
-        if (self.head == "categorical") != (self.classes >= 2):
-            raise ValueError(f"head {self.head} with classes {self.classes}: categorical needs two or more, gaussian none")
         if self.causal and not self.time_bases:
             raise ValueError("causal works by time distance: set time_bases to 1 or more")
         if self.minimum_std >= 1:
@@ -98,7 +95,7 @@ class BsaTnpConfig(BaseModel):
 
 
 class BsaTnp(FieldModel):
-    """The field model; see models/contract.py for what it is given and gives. With classes it answers `probabilities`, not `predict`."""
+    """The field model; see models/contract.py for what it is given and gives."""
 
     Config = BsaTnpConfig
     tasks: ClassVar[frozenset[str]] = frozenset(TASKS)
@@ -109,17 +106,16 @@ class BsaTnp(FieldModel):
         c, channels = config, len(info.variables)
         if c.metric == "great_circle" and info.space != ("longitude", "latitude"):
             raise ValueError(f"great_circle needs the space ('longitude', 'latitude') in degrees, {info.name} has {info.space}")
-        if c.head == "categorical" and channels != 1:
-            raise ValueError(f"the categorical head needs one variable that is a class number, {info.name} has {', '.join(info.variables)}")
+        if c.head == "categorical" and not info.classes:
+            raise ValueError(f"the categorical head needs variables that are classes, {info.name} has {', '.join(info.variables)}")
         self.covariates = tuple(dict.fromkeys(info.context_covariates + info.query_covariates))
-        features = c.classes or channels
         place = len(info.space) * (1 if info.period is None else 2)
-        columns = 4 + len(self.covariates) + features + c.time_in_token + c.embed * (place + (not c.time_in_token))
+        columns = 4 + len(self.covariates) + channels + c.time_in_token + c.embed * (place + (not c.time_in_token))
         self.observed = nn.Embedding(2, 4)
         self.token = _mlp(columns, c.factor * c.width, c.factor * c.width // 2, c.width)
         self.norm_token, self.norm_head = _norm(c.width), _norm(c.width)
         self.blocks = nn.ModuleList(KRBlock(c, info) for _ in range(c.blocks))
-        self.head = _mlp(c.width, c.factor * c.width, c.width, c.classes or 2 * channels)
+        self.head = _mlp(c.width, c.factor * c.width, c.width, channels if c.head == "categorical" else 2 * channels)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.orthogonal_(module.weight)
@@ -136,7 +132,7 @@ class BsaTnp(FieldModel):
         """`loss` is the mean over what is asked of the negative logarithm of the likelihood, in model units, or of the cross-entropy of
         classes; for reading also `mse` of the mean, or `accuracy`.
 
-        Raises ValueError where the query has no values, or a class is not one of the configured.
+        Raises ValueError where the query has no values, or where what should be classes is none.
         """
         query = batch.query
         if query.value is None:
@@ -144,28 +140,26 @@ class BsaTnp(FieldModel):
         out = self._answer(self._encode(batch.context), batch.context, query)
         known = query.mask.unsqueeze(-1)
         truth = torch.where(known, query.value, 0)
-        count = (known.sum() * truth.shape[-1]).clamp(min=1)
         if self.config.head == "categorical":
             classes = self._classes(truth, query.mask)
             each = F.cross_entropy(out.flatten(0, 2), classes.flatten(), reduction="none").view_as(classes) * query.mask
             right = (out.argmax(-1) == classes) & query.mask
+            count = query.mask.sum().clamp(min=1)
             return {"loss": each.sum() / count, "accuracy": right.sum() / count}
+        count = (known.sum() * truth.shape[-1]).clamp(min=1)
         mean, scale = self._gaussian(out, query)
         miss = mean - truth
         each = 0.5 * (miss / scale).square() + scale.log() + 0.5 * math.log(2 * math.pi)
         return {"loss": (each * known).sum() / count, "mse": ((miss * known).square().sum() / count).detach()}
 
     def predict(self, context: Frames, query: Frames) -> FieldPrediction:
-        """Mean and standard deviation of every point, streamed past the encoded context in chunks. Raises ValueError with classes."""
+        """Mean and standard deviation of every point, or the probabilities of classes, streamed past the encoded context in chunks."""
+        out = self._stream(context, query)
         if self.config.head == "categorical":
-            raise ValueError("a categorical model has no mean and no standard deviation: ask for probabilities")
-        return FieldPrediction(*self._gaussian(self._stream(context, query), query))
-
-    def probabilities(self, context: Frames, query: Frames) -> Tensor:
-        """Of each class at every point, [B,S,Q,K]. Raises ValueError with a Gaussian head."""
-        if self.config.head != "categorical":
-            raise ValueError("a Gaussian model knows no classes: ask predict")
-        return self._stream(context, query).softmax(-1)
+            chance = out.softmax(-1)
+            mean, std = (torch.tensor(x, dtype=out.dtype, device=out.device) for x in (self.info.mean, self.info.std))
+            return FieldPrediction((chance - mean) / std, probabilities=chance)
+        return FieldPrediction(*self._gaussian(out, query))
 
     # ---- the network
 
@@ -179,18 +173,26 @@ class BsaTnp(FieldModel):
         return torch.cat(parts, 2)
 
     def _encode(self, context: Frames, backend: Backend = "tiled") -> _Context:
-        """Keys and values of the context for every block."""
-        mask = context.mask.flatten(1)
-        place, time = self._where(context, context)
-        k = self._tokens(context, context, observed=True)
+        """Keys and values of the context for every block; what is masked in all samples is left out."""
+        mask, points = context.mask.flatten(1), context.mask[0].numel()
+        place, time = (x.expand(-1, *context.mask.shape[1:], -1).flatten(1, 2) for x in self._where(context, context))
+        k = self._tokens(context, context, observed=True).flatten(1, 2)
+        most = max(1, int(mask.sum(1).max()))
+        if most < points:
+            seen = (~mask).int().sort(dim=1, stable=True).indices[:, :most]
+            mask, place, time, k = (
+                x.expand(len(mask), *x.shape[1:]).gather(1, seen.view(*seen.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:]))
+                for x in (mask, place, time, k)
+            )
+        groups_of, k = ((_once(place[:, None]), place), (_once(time[:, None]), time)), k.unsqueeze(1)
         read = []
         for number, block in enumerate(self.blocks):
             assert isinstance(block, KRBlock)
-            norm = block.norm(k)
+            norm = block.norm(k).squeeze(1)
             key, value = block.key(norm), block.value(norm)
             read.append((key, value))
             if number + 1 < len(self.blocks):
-                k = block(k, key, value, mask, block.groups((place, place), (time, time)), backend)
+                k = block(k, key, value, mask, block.groups(*groups_of), backend)
         return _Context(mask, place, time, read)
 
     def _answer(self, seen: _Context, context: Frames, query: Frames, backend: Backend = "tiled") -> Tensor:
@@ -200,28 +202,27 @@ class BsaTnp(FieldModel):
         for block, (key, value) in zip(self.blocks, seen.read, strict=True):
             assert isinstance(block, KRBlock)
             q = block(q, key, value, seen.mask, block.groups((place, seen.place), (time, seen.time)), backend)
-        out = self.head(self.norm_head(q))
+        out: Tensor = self.head(self.norm_head(q))
         if not self.config.softmax_floor:
-            first = seen.time[..., 0].expand_as(seen.mask).masked_fill(~seen.mask, torch.inf).amin(1, keepdim=True)
+            first = seen.time[..., 0].expand_as(seen.mask).masked_fill(~seen.mask, torch.inf).amin(1)[:, None, None]
             blind = first > time[..., 0] if self.config.causal else first.isinf()
             out = torch.where(blind.unsqueeze(-1), 0, out)
-        return out.unflatten(1, query.mask.shape[1:])
+        return out
 
     def _where(self, frames: Frames, context: Frames) -> tuple[Tensor, Tensor]:
-        """Places [B|1,n,D] and times [B|1,n,1] since the last context frame, in units of `time_scale`; 1 where the batch shares them."""
+        """Places [B|1,T|1,N|1,D] and times [B|1,T|1,1,1] since the last context frame, in units of `time_scale`; 1 along an axis on which
+        they are all the same."""
         position = frames.position.nan_to_num(0.0, 0.0, 0.0).to(self._dtype)  # padding may hold anything
         if self.config.metric == "great_circle":
             position = position * self.info.half_extent + position.new_tensor(self.info.centre)
-        time = self._time(frames, context).unsqueeze(2).expand(frames.mask.shape).unsqueeze(-1)
-        place, time = (x.flatten(1, 2) for x in (position, time))
-        return _once(place), _once(time)
+        return _once(position), _once(self._time(frames, context)[:, :, None, None])
 
     def _time(self, frames: Frames, context: Frames) -> Tensor:
         """[B,T]"""
         return ((frames.time - context.time[:, -1:]) / (self.info.step * self.config.time_scale)).to(self._dtype)
 
     def _tokens(self, frames: Frames, context: Frames, observed: bool) -> Tensor:
-        """[B,n,d]"""
+        """[B,T,N,d]"""
         c, shape, mask = self.config, frames.mask.shape, frames.mask.unsqueeze(-1)
         parts = [self.observed.weight[int(observed)].expand(*shape, -1)]
         if self.covariates:
@@ -240,28 +241,30 @@ class BsaTnp(FieldModel):
         if c.embed or c.time_in_token:
             parts.append(self._time(frames, context)[:, :, None, None].expand(*shape, 1))
         parts.append(self._features(frames, observed))
-        return self.norm_token(self.token(torch.cat([part.to(self._dtype) for part in parts], -1).flatten(1, 2)))
+        return self.norm_token(self.token(torch.cat([part.to(self._dtype) for part in parts], -1)))
 
     def _features(self, frames: Frames, observed: bool) -> Tensor:
-        """What is known of the variables [B,T,N,C], or [B,T,N,K] of classes: values of the context, at a query its background or zeros."""
-        mask, classes = frames.mask.unsqueeze(-1), self.config.classes
-        if classes and frames.background is not None:
+        """What is known of the variables [B,T,N,C]: values of the context, at a query its background or zeros."""
+        mask, categorical = frames.mask.unsqueeze(-1), self.config.head == "categorical"
+        if categorical and frames.background is not None:
             raise ValueError("a categorical model takes no background")
         if observed:
             assert frames.value is not None
             value = torch.where(mask, frames.value, 0)
-            return F.one_hot(self._classes(value, frames.mask), classes) * mask if classes else value
+            return F.one_hot(self._classes(value, frames.mask), value.shape[-1]) * mask if categorical else value
         if frames.background is not None:
             return torch.where(mask, frames.background, 0)
-        return mask.new_zeros(1, dtype=self._dtype).expand(*frames.mask.shape, classes or len(self.info.variables))
+        return mask.new_zeros(1, dtype=self._dtype).expand(*frames.mask.shape, len(self.info.variables))
 
     def _classes(self, value: Tensor, mask: Tensor) -> Tensor:
-        """Class numbers [B,T,N] from standardised values [B,T,N,1]; 0 where masked."""
-        number = (value[..., 0] * self.info.std[0] + self.info.mean[0]).round().long().masked_fill(~mask, 0)
-        if number.numel() and not 0 <= int(number.min()) <= int(number.max()) < self.config.classes:
-            found = f"{int(number.min())} to {int(number.max())}"
-            raise ValueError(f"{self.info.variables[0]} holds classes {found}, expected 0 to {self.config.classes - 1}")
-        return number
+        """Number of the class [B,T,N] from standardised values [B,T,N,C]; 0 where masked."""
+        member = value * value.new_tensor(self.info.std) + value.new_tensor(self.info.mean)
+        number = member.argmax(-1)
+        wrong = ((member - F.one_hot(number, value.shape[-1])).abs().amax(-1) > 1e-3) & mask
+        if wrong.any():
+            found = [round(x, 3) for x in member[wrong][0].tolist()]
+            raise ValueError(f"{', '.join(self.info.variables)} must be classes, a single 1 among zeros; found {found} in {self.info.name}")
+        return number.masked_fill(~mask, 0)
 
     def _gaussian(self, out: Tensor, query: Frames) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation [B,S,Q,C] around the background. With `zero_head`, outputs of zero are the background itself."""
@@ -290,7 +293,8 @@ class _Context:
 
 
 class KRBlock(nn.Module):
-    """x + attention(norm x; keys and values of the context), then x + feed-forward(norm x); x [B,n,d] are queries or the context itself."""
+    """x + attention(norm x; keys and values of the context), then x + feed-forward(norm x); x [B,S,Q,d] are queries, or [B,1,n,d] the
+    context itself."""
 
     def __init__(self, config: BsaTnpConfig, info: DatasetInfo) -> None:
         super().__init__()
@@ -315,10 +319,10 @@ class KRBlock(nn.Module):
         return [self.space(*place)] + ([self.time(*time)] if self.time is not None else [])
 
     def forward(self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor, groups: list[Group], backend: Backend) -> Tensor:
-        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (self.query(self.norm(x)), key, value))
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).movedim(-2, 1) for y in (self.query(self.norm(x)), key, value))
         ghost = released_ghost(k.shape[2]) if self.floor else None
         read = biased_attention(q, k, v, mask, groups, ghost=ghost, backend=backend)
-        x = x + self.out(read.transpose(1, 2).flatten(2))
+        x = x + self.out(read.movedim(1, -2).flatten(3))
         return x + self.ffn(self.norm_ffn(x))
 
 
@@ -334,5 +338,9 @@ def _norm(width: int) -> nn.LayerNorm:
 
 
 def _once(x: Tensor) -> Tensor:
-    """x [B,...] with B = 1 where all of the batch is the same."""
-    return x[:1] if bool((x == x[:1]).all()) else x
+    """x [B,T,N,D] with one entry along those of its first three axes on which all are the same."""
+    for axis in range(3):
+        first = x.narrow(axis, 0, 1)
+        if x.shape[axis] > 1 and bool((x == first).all()):
+            x = first
+    return x
