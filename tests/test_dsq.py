@@ -272,7 +272,7 @@ def test_frames_of_latents_continue_as_in_the_whole_pass() -> None:
     model = built(head="regress").eval()
     forecaster = model.forecaster
     assert isinstance(forecaster, RegressTransformer)
-    clock, first = model._clock(a_batch().context, 4), torch.randn(3, 16, 8, dtype=torch.float64)
+    clock, first = model._clock(a_batch().context.time[:, -1], 4), torch.randn(3, 16, 8, dtype=torch.float64)
     out = forecaster.continued(first, clock)
     token = forecaster.project(first.flatten(1)).unsqueeze(1)
     for _ in range(3):  # without a cache, from the start each time

@@ -312,7 +312,7 @@ class Dsq(FieldModel):
         return whole.long()
 
     def _clock(self, start: Tensor, frames: int) -> Tensor:
-        """Features [B,frames,f] of the times of frames 0, 1, ... from `start` [B] on: the lead, and of calendar data the hour and season."""
+        """Features [B,frames,f] of the times of frames 0, 1, ... from `start` [B]: the lead, and of calendar data the hour and season."""
         lead = torch.arange(frames, device=start.device, dtype=torch.float64)
         share = (lead / self.config.horizon).to(self.sparse.latents.dtype)
         parts = [self.time(share.unsqueeze(-1)).expand(len(start), -1, -1)]
