@@ -15,6 +15,7 @@ RUNS = (
     ("scent_answer",),
     ("aroma",),
     ("parity_aroma",),
+    ("dsq",),
     ("senseiver",),
     ("parity_senseiver",),
     ("biased_attention",),
