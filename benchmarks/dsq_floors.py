@@ -1,6 +1,6 @@
 """What limits a trained DSQ: its forecast beside the errors that its parts make alone, on the frozen test cases, in one run.
 
-    python -m benchmarks.dsq SENSORS RUN [RUN ...]      # for example data/sensors/ns.zarr data/runs/ns/dsq
+    python -m benchmarks.dsq_floors SENSORS RUN [RUN ...]      # for example data/sensors/ns.zarr data/runs/ns/dsq
 
 Rows, each the mean over cases of the relative squared error of a frame at all points asked:
 
