@@ -15,6 +15,7 @@ RUNS = (
     ("scent_answer",),
     ("aroma",),
     ("parity_aroma",),
+    ("dsq_floors",),
     ("senseiver",),
     ("parity_senseiver",),
     ("biased_attention",),

@@ -193,6 +193,48 @@ def test_observations_are_dropped_in_training_alone_at_the_shares_given() -> Non
     assert built(dropout=(0.5,), **plain).train().loss(batch)["loss"] != built(dropout=(), **plain).train().loss(batch)["loss"]
 
 
+def test_the_decoder_learns_its_own_error_and_nothing_else_changes_by_it() -> None:
+    """Values are noise of deviation 0.5 that no latent explains."""
+    torch.manual_seed(0)
+    silent, model = (Aroma(Aroma.Config(**SMALL, dropout=(), noise=noise), worlds.torus_info()).train() for noise in (False, True))
+    silent.load_state_dict({name: value for name, value in model.state_dict().items() if "decoder.noise" not in name})
+
+    def window(seed: int) -> FieldBatch:
+        batch = worlds.batch(worlds.torus_info(), b=16, s=1, q=30, seed=seed)
+        value = 0.5 * torch.randn(*batch.query.mask.shape, 1, generator=torch.Generator().manual_seed(seed))
+        return FieldBatch(batch.context, replace(batch.query, value=value))
+
+    for network in (silent, model):
+        torch.manual_seed(1)
+        network.loss(window(0))["loss"].backward()
+    with_noise = dict(model.named_parameters())
+    assert all(torch.equal(p.grad, with_noise[name].grad) for name, p in silent.named_parameters() if p.requires_grad)  # type: ignore[arg-type]
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for step in range(60):
+        optimizer.zero_grad()
+        model.loss(window(step))["loss"].backward()
+        optimizer.step()
+    answer = model.predict(window(0).context, window(0).query)
+    assert answer.samples is None
+    assert answer.scale is not None
+    assert 0.4 < float(answer.scale.median()) < 0.6
+
+
+def test_the_variance_is_that_between_members_and_that_of_the_decoder() -> None:
+    batch = worlds.batch(worlds.torus_info(), s=3, dtype=torch.float64)
+    model, plain = built(members=4), built(members=4, noise=False)
+    plain.load_state_dict({name: value for name, value in model.state_dict().items() if "decoder.noise" not in name})
+    with torch.no_grad():
+        model.decoder.noise.weight.zero_()  # type: ignore[union-attr]
+        model.decoder.noise.bias.fill_(-1.0)  # type: ignore[union-attr]
+    answer, samples = model.predict(batch.context, batch.query), plain.predict(batch.context, batch.query).samples
+    assert answer.scale is not None
+    assert samples is not None
+    alone = answer.scale[:, 0]  # at lead 0 the members are one
+    torch.testing.assert_close(alone, alone.flatten()[0].expand_as(alone), atol=1e-9, rtol=0)
+    torch.testing.assert_close(answer.scale.square(), alone.flatten()[0].square() + samples.var(0), atol=1e-9, rtol=0)
+
+
 def test_encoding_needs_values_at_lead_0() -> None:
     batch = worlds.batch(worlds.torus_info(), dtype=torch.float64)
     later = FieldBatch(batch.context, replace(batch.query, time=batch.query.time + 1))

@@ -36,7 +36,7 @@ def built(info: DatasetInfo = PLANE, seed: int = 0, **changes: Any) -> Dsq:
     model = Dsq(Dsq.Config(**{**SMALL, **changes}), info).double()
     some = a_batch(info, b=6, s=1)
     with torch.no_grad():
-        latents = torch.cat([model._seen(model.encoder, some.query), model._seen(model.sparse, some.context)])
+        latents = torch.cat([model.seen(model.encoder, some.query), model.seen(model.sparse, some.context)])
         model.coder.quantizer.code.copy_(model.coder.features(latents)[torch.arange(12), torch.arange(12) % 4])
     return model
 
@@ -272,7 +272,7 @@ def test_frames_of_latents_continue_as_in_the_whole_pass() -> None:
     model = built(head="regress").eval()
     forecaster = model.forecaster
     assert isinstance(forecaster, RegressTransformer)
-    clock, first = model._clock(a_batch().context, 4), torch.randn(3, 16, 8, dtype=torch.float64)
+    clock, first = model._clock(a_batch().context.time[:, -1], 4), torch.randn(3, 16, 8, dtype=torch.float64)
     out = forecaster.continued(first, clock)
     token = forecaster.project(first.flatten(1)).unsqueeze(1)
     for _ in range(3):  # without a cache, from the start each time
@@ -325,7 +325,7 @@ def test_the_sparse_encoder_starts_as_the_teachers() -> None:
     assert not torch.equal(model.sparse.latents, model.encoder.latents)
     model.begin("sense")
     last = Frames(*(getattr(batch.context, name)[:, -1:] for name in ("position", "mask", "time", "value")))
-    torch.testing.assert_close(model._seen(model.sparse, batch.context), model._seen(model.encoder, last), atol=1e-12, rtol=0)
+    torch.testing.assert_close(model.seen(model.sparse, batch.context), model.seen(model.encoder, last), atol=1e-12, rtol=0)
 
 
 def test_sensing_closes_the_gap_to_the_teacher() -> None:
@@ -444,7 +444,7 @@ def test_windows_may_ask_for_different_leads() -> None:
 
 def test_frame_0_is_what_the_sensors_say() -> None:
     model, batch = built().eval(), a_batch()
-    coded, latents = model._coded(model._seen(model.sparse, batch.context))
+    coded, latents = model.coded(model.seen(model.sparse, batch.context))
     asked = batch.query
     expected = model.decoder(latents, asked.position[:, 0])
     torch.testing.assert_close(model.predict(batch.context, asked).mean[:, 0], expected, atol=1e-9, rtol=0)

@@ -35,6 +35,12 @@ SETTINGS: dict[str, Any] = {
     "seed": 3,
 }
 
+SMALL_AROMA = {"width": 8, "tokens": 4, "channels": 2, "stepper_width": 8, "stepper_depth": 1}
+AROMA: dict[str, Any] = {
+    "model": {**SMALL_AROMA, "heads": 2, "head_width": 4, "bands": 4, "field_width": 8, "stepper_heads": 2},
+    "windows": {"batch": 4, "max_lead": 0, "query_points": 40, "context_frames": 2},
+}
+
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,14 +54,14 @@ def world(tmp_path: Path) -> Path:
     return tmp_path / "waves.zarr"
 
 
-def fit(world: Path, out: Path, model: str = "tiny", **changes: Any) -> None:
+def fit(world: Path, out: Path, name: str = "tiny", **changes: Any) -> None:
     """Train with SETTINGS; changes to what a phase holds go to every phase of the model."""
-    names = registry.load(model).phases
+    phases = registry.load(name).phases
     phase = {**SETTINGS["phases"]["fit"], **{key: value for key, value in changes.items() if key in train.Phase.model_fields}}
     whole = {key: value for key, value in changes.items() if key not in train.Phase.model_fields}
-    settings = {**SETTINGS, **whole, "phases": dict.fromkeys(names, phase)}
-    params = validated(settings, train.params_model("waves", model), f"train.waves.{model}")
-    train.run(params, "waves", model, sensors=world, baselines=out.parent / "baselines", out=out)
+    settings = {**SETTINGS, **whole, "phases": dict.fromkeys(phases, phase)}
+    params = validated(settings, train.params_model("waves", name), f"train.waves.{name}")
+    train.run(params, "waves", name, sensors=world, baselines=out.parent / "baselines", out=out)
 
 
 def test_the_run_folder_predicts_and_holds_the_curve(tiny: None, world: Path, tmp_path: Path) -> None:
@@ -98,11 +104,14 @@ def test_two_runs_give_the_same_bytes(tiny: None, world: Path, tmp_path: Path) -
     assert [f for f in files if (tmp_path / "one" / f).read_bytes() != (tmp_path / "two" / f).read_bytes()] == []
 
 
-@pytest.mark.parametrize(("model", "average", "phase"), [("tiny", 0.0, 0), ("tiny", 0.9, 0), ("two_phases", 0.9, 1)])
+@pytest.mark.parametrize(
+    ("model", "average", "phase", "changes"),
+    [("tiny", 0.0, 0, {}), ("tiny", 0.9, 0, {}), ("aroma", 0.9, 1, AROMA)],  # the last phase on encoded frames
+)
 def test_resume_after_kill_9_gives_the_weights_of_an_uninterrupted_run(
-    tiny: None, world: Path, tmp_path: Path, model: str, average: float, phase: int
+    tiny: None, world: Path, tmp_path: Path, model: str, average: float, phase: int, changes: dict[str, Any]
 ) -> None:
-    fit(world, tmp_path / "whole" / model, model, average=average)
+    fit(world, tmp_path / "whole" / model, model, average=average, **changes)
     out = tmp_path / "killed" / model
     # The child stops by itself, hard, in the middle of its fourth epoch.
     code = f"""
@@ -112,14 +121,13 @@ def test_resume_after_kill_9_gives_the_weights_of_an_uninterrupted_run(
         from pipeline import train
         from tests.test_train import fit
         registry.FIELD_MODELS["tiny"] = "tests.tiny_model:Tiny"
-        registry.FIELD_MODELS["two_phases"] = "tests.tiny_model:TwoPhases"
         step = train.Training.training_step
         def killed(self, batch, index):
             if self.global_step == 17 and self.seed[1] == {phase}:
                 os.kill(os.getpid(), signal.SIGKILL)
             return step(self, batch, index)
         train.Training.training_step = killed
-        fit(Path({str(world)!r}), Path({str(out)!r}), {model!r}, average={average})
+        fit(Path({str(world)!r}), Path({str(out)!r}), {model!r}, average={average}, **{changes!r})
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -134,7 +142,7 @@ def test_resume_after_kill_9_gives_the_weights_of_an_uninterrupted_run(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train.Training, "training_step", counted)
-        fit(world, out, model, average=average)
+        fit(world, out, model, average=average, **changes)
     assert seen == [(phase, step) for step in range(15, 40)], "it went on from the end of the third epoch"
     whole, resumed = (load_file(tmp_path / name / model / "weights.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)

@@ -83,6 +83,10 @@ class LatentCodes(nn.Module):
         """Latents without their mean, in units of what remains."""
         return (latents - self.mean) / self.variance.clamp(min=1e-12).sqrt()
 
+    def whole(self, unit: Tensor) -> Tensor:
+        """The opposite of `unit`."""
+        return unit * self.variance.clamp(min=1e-12).sqrt() + self.mean
+
     def features(self, latents: Tensor) -> Tensor:
         """[R,M,c] -> [R,G,e], before quantisation."""
         image = self.unit(latents).transpose(1, 2).unflatten(-1, (self.side, self.side))
@@ -91,8 +95,7 @@ class LatentCodes(nn.Module):
     def latents(self, vector: Tensor) -> Tensor:
         """Code vectors [R,G,e] -> [R,M,c]."""
         side = round(vector.shape[1] ** 0.5)
-        unit = self.up(vector.transpose(1, 2).unflatten(-1, (side, side))).flatten(2).transpose(1, 2)
-        return unit * self.variance.clamp(min=1e-12).sqrt() + self.mean
+        return self.whole(self.up(vector.transpose(1, 2).unflatten(-1, (side, side))).flatten(2).transpose(1, 2))
 
     def embed(self, index: Tensor) -> Tensor:
         """Indices [...] -> code vectors [...,e]."""

@@ -131,16 +131,16 @@ class Dsq(FieldModel):
 
     def _teach(self, batch: FieldBatch) -> dict[str, Tensor]:
         frame = self._dense(batch, "teacher")
-        return {"loss": self._field_mse(self._seen(self.encoder, frame), frame)}
+        return {"loss": self._field_mse(self.seen(self.encoder, frame), frame)}
 
     def _quantize(self, batch: FieldBatch) -> dict[str, Tensor]:
         frame, codes = self._dense(batch, "quantize"), self.config.codes
         known = frame.mask[:, 0].any(-1)
         with torch.no_grad():
-            dense = self._seen(self.encoder, frame)
+            dense = self.seen(self.encoder, frame)
             if self.training:
                 self.coder.observe(dense[known])
-        coded, latents = self._coded(dense, known, learn=True)
+        coded, latents = self.coded(dense, known, learn=True)
         latent_mse = self._latent_mse(latents, dense, known)
         field_mse = self._field_mse(latents, frame)
         with torch.no_grad():
@@ -159,10 +159,10 @@ class Dsq(FieldModel):
         frame = self._dense(batch, "sense")
         known = frame.mask[:, 0].any(-1)
         with torch.no_grad():
-            dense = self._seen(self.encoder, frame)
-            aim, _ = self._coded(dense)
-        sparse = self._seen(self.sparse, batch.context)
-        coded, latents = self._coded(sparse)
+            dense = self.seen(self.encoder, frame)
+            aim, _ = self.coded(dense)
+        sparse = self.seen(self.sparse, batch.context)
+        coded, latents = self.coded(sparse)
         before, after = self._latent_mse(sparse, dense, known), self._latent_mse(latents, dense, known)
         mean = (dense * known[:, None, None]).sum(0) / known.sum().clamp(min=1)
         return {
@@ -186,8 +186,8 @@ class Dsq(FieldModel):
     def encode(self, batch: FieldBatch) -> EncodedFrames:
         """Codes [B,S,2,G] of the query's frames: what the teacher finds in their dense points, then what the sensors of the last context
         frame say, which is frame 0."""
-        dense, _ = self._coded(self._seen(self.encoder, batch.query))
-        sparse, _ = self._coded(self._seen(self.sparse, batch.context))
+        dense, _ = self.coded(self.seen(self.encoder, batch.query))
+        sparse, _ = self.coded(self.seen(self.sparse, batch.context))
         index = dense.index.unflatten(0, batch.query.time.shape)
         return EncodedFrames(
             torch.stack([index, sparse.index.unsqueeze(1).expand_as(index)], 2), batch.query.mask.any(-1), batch.query.time
@@ -204,9 +204,9 @@ class Dsq(FieldModel):
         clock = self._clock(time[:, 0], s)
         if isinstance(self.forecaster, RegressTransformer):
             with torch.no_grad():
-                latents = self.coder.latents(self.coder.embed(index.flatten(0, 1))).unflatten(0, (b, s))
+                latents = self.coder.unit(self.coder.latents(self.coder.embed(index.flatten(0, 1)))).unflatten(0, (b, s))
             ahead, token, aim = self.forecaster(latents, clock)
-            latent_mse = self._latent_mse(ahead, latents[:, 1:], known)
+            latent_mse = _mean((ahead - latents[:, 1:]).square().mean((2, 3)), known)
             token_mse = _mean((token - aim).square().mean(2), known)
             return {"loss": latent_mse + self.config.token_weight * token_mse, "latent_mse": latent_mse.detach()}
         logits = self.forecaster(index, clock)
@@ -217,7 +217,7 @@ class Dsq(FieldModel):
     # ---- answers
 
     def _answer(self, context: Frames, query: Frames, lead: Tensor) -> FieldPrediction:
-        b, s, q = query.mask.shape
+        b, s, _ = query.mask.shape
         members = self.config.members
         frames = self._frames(context, int(lead.max()) if lead.numel() else 0)  # [E*B,1+K,...]
         row = torch.arange(members * b, device=lead.device)
@@ -225,19 +225,24 @@ class Dsq(FieldModel):
         for k in range(s):
             chosen = frames[row, lead[:, k].repeat(members)]
             latents = chosen if isinstance(self.forecaster, RegressTransformer) else self.coder.latents(chosen)
-            chunk = max(1, _ROWS // (members * b))
-            points = [_points(query, k, slice(i, i + chunk)) for i in range(0, max(q, 1), chunk)]
-            parts = [self.decoder(latents, *[None if x is None else x.repeat(members, 1, 1) for x in part]) for part in points]
-            each.append(torch.cat(parts, 1).unflatten(0, (members, b)))
+            each.append(self.decoded(latents, query, k))
         samples = torch.stack(each, 2)
         return FieldPrediction(samples.mean(0), samples=samples if members > 1 else None)
 
+    def decoded(self, latents: Tensor, query: Frames, frame: int) -> Tensor:
+        """The field [E,B,Q,C] of latents [E*B,M,c] at the points of one query frame."""
+        b, _, q = query.mask.shape
+        members, chunk = len(latents) // b, max(1, _ROWS // len(latents))
+        points = [_points(query, frame, slice(i, i + chunk)) for i in range(0, max(q, 1), chunk)]
+        parts = [self.decoder(latents, *[None if x is None else x.repeat(members, 1, 1) for x in part]) for part in points]
+        return torch.cat(parts, 1).unflatten(0, (members, b))
+
     def _frames(self, context: Frames, ahead: int) -> Tensor:
         """Frames 0..K as code vectors [E*B,1+K,G,e], or with `regress` as latents [E*B,1+K,M,c]."""
-        first, latents = self._coded(self._seen(self.sparse, context))
+        first, latents = self.coded(self.seen(self.sparse, context))
         clock = self._clock(context.time[:, -1], 1 + ahead)
         if isinstance(self.forecaster, RegressTransformer):
-            return self.forecaster.continued(latents, clock)
+            return self.coder.whole(self.forecaster.continued(self.coder.unit(latents), clock))
         members = self.config.members
         start = first.index.repeat(members, 1)
         codes, likely = self.forecaster.continued(start, clock.repeat(members, 1, 1), self._chooser(members))
@@ -263,12 +268,12 @@ class Dsq(FieldModel):
 
     # ---- parts
 
-    def _coded(self, latents: Tensor, known: Tensor | None = None, learn: bool = False) -> tuple[Quantized, Tensor]:
+    def coded(self, latents: Tensor, known: Tensor | None = None, learn: bool = False) -> tuple[Quantized, Tensor]:
         """Latents [R,M,c] through the codes: what was chosen, and the latents again."""
         coded = self.coder.quantizer(self.coder.features(latents), known, learn)
         return coded, self.coder.latents(coded.vector)
 
-    def _seen(self, encoder: Encoder, frames: Frames) -> Tensor:
+    def seen(self, encoder: Encoder, frames: Frames) -> Tensor:
         """Latents [R,M,c]: of every frame of a query, or of the last one of a context."""
         assert frames.value is not None
         if encoder is self.sparse:
@@ -312,7 +317,7 @@ class Dsq(FieldModel):
         return whole.long()
 
     def _clock(self, start: Tensor, frames: int) -> Tensor:
-        """Features [B,frames,f] of the times of frames 0, 1, ... from `start` [B] on: the lead, and of calendar data the hour and season."""
+        """Features [B,frames,f] of the times of frames 0, 1, ... from `start` [B]: the lead, and of calendar data the hour and season."""
         lead = torch.arange(frames, device=start.device, dtype=torch.float64)
         share = (lead / self.config.horizon).to(self.sparse.latents.dtype)
         parts = [self.time(share.unsqueeze(-1)).expand(len(start), -1, -1)]
