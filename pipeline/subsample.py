@@ -72,7 +72,9 @@ class Subsample(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Subsample:
         if sum(how is not None for how in (self.network, self.blocks, self.layout, self.tasks)) != 1:
-            raise ValueError("give either `network` or `blocks` (a source of observations), or `layout` or `tasks` (a source that is a field)")
+            raise ValueError(
+                "give either `network` or `blocks` (a source of observations), or `layout` or `tasks` (a source that is a field)"
+            )
         if self.blocks is not None and (len(self.variables) > 1 or {"split", "cases"} & self.model_fields_set):
             raise ValueError("`blocks` are of one variable, and they make the split and the cases: leave out `split` and `cases`")
         if self.network is not None and self.split is None:
@@ -217,7 +219,9 @@ def _from_blocks(params: Subsample, key: str, checked: Path, writer: sensors.Wri
         parts.append(protocol.slotted(rows, blocks))
     table = protocol.averaged(pd.concat(parts, ignore_index=True), blocks)
     if table.empty:
-        raise ValueError(f"{checked} has no day with {blocks.least} observations of {params.variables[0]} of platforms {blocks.platforms!r}")
+        raise ValueError(
+            f"{checked} has no day with {blocks.least} observations of {params.variables[0]} of platforms {blocks.platforms!r}"
+        )
     days, _, split = protocol.calendar(table, blocks)
     table = table[table["day"].isin(days)].reset_index(drop=True)
     table["fold"] = np.concatenate([protocol.fold(part, blocks) for _, part in table.groupby("day")])

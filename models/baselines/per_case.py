@@ -26,6 +26,11 @@ class PerCase(Fitted):
 
     parts = ("error",)  # [C]
 
+    def __init__(self, info: DatasetInfo) -> None:
+        super().__init__(info)
+        if info.period:
+            raise ValueError(f"{type(self).__name__} scales places on a plane, and {info.name} lies on a torus")
+
     def answers(self, known: np.ndarray, value: np.ndarray, asked: np.ndarray) -> np.ndarray:
         """Answers [Q,C] at scaled inputs `asked` [Q,1+D], from scaled inputs [N,1+D] and values [N,C] of the context, N > 0."""
         raise NotImplementedError
@@ -44,8 +49,9 @@ class PerCase(Fitted):
 
     def predict(self, context: Frames, query: Frames) -> FieldPrediction:
         mean = self._mean(context, query).to(query.position)
-        scale = self.tensor("error", mean).to(mean).clamp(min=FLOOR)
-        return FieldPrediction(mean, scale.expand_as(mean))
+        error = self.tensor("error", mean).to(mean).clamp(min=FLOOR)
+        known = context.mask.any(-1).any(-1)[:, None, None, None]
+        return FieldPrediction(mean, torch.where(known, error.expand_as(mean), 1.0))
 
     def _mean(self, context: Frames, query: Frames) -> Tensor:
         """[B,S,Q,C] float64; the climate of the training split, 0, where nothing was observed, and at what is not asked."""
@@ -57,10 +63,12 @@ class PerCase(Fitted):
         for b in range(len(mean)):
             if not seen[b].any() or not asked[b].any():
                 continue
-            inputs, wanted = known[b][seen[b]], questions[b][asked[b]]
+            inputs, observed, wanted = known[b][seen[b]], value[b][seen[b]], questions[b][asked[b]]
+            order = np.lexsort([*observed.T, *inputs.T[::-1]])  # by time, so that the order within a frame does not matter to a forest
+            inputs, observed = inputs[order], observed[order]
             low, span = inputs.min(0), np.ptp(inputs, axis=0)
             span[span == 0] = 1
-            mean[b][asked[b]] = self.answers((inputs - low) / span, value[b][seen[b]], (wanted - low) / span)
+            mean[b][asked[b]] = self.answers((inputs - low) / span, observed, (wanted - low) / span)
         return torch.from_numpy(mean).to(query.position.device)
 
 
@@ -102,7 +110,7 @@ class CaseMean(PerCase):
             newest = torch.where(mask.any(-1), day, -torch.inf).amax(-1, keepdim=True)
             mask = mask & (day == newest)[..., None]
         count = mask.sum((1, 2)).clamp(min=1)[:, None]
-        total = (context.value.double() * mask[..., None]).sum((1, 2))
+        total = torch.where(mask[..., None], context.value.double(), 0.0).sum((1, 2))
         return (total / count)[:, None, None].expand(*query.mask.shape, -1)
 
 
