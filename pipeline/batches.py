@@ -178,8 +178,8 @@ def cases(
     dataset: SensorDataset, split: str, context_frames: int, leads: Sequence[int], batch: int, limit: int | None = None
 ) -> Iterator[CaseBatch]:
     """The frozen cases of a split in the order stored, or `limit` of them evenly spread. The questions are the same for every model:
-    all points of the dense truth where there is one, else the observations to be asked (by the case, or by their role), else the context sensors and the sensors held out
-    for this split. Leads that end outside the trajectory or the split are masked out."""
+    all points of the dense truth where there is one, else the observations to be asked (by the case, or by their role), else the context
+    sensors and the sensors held out for this split. Leads that end outside the trajectory or the split are masked out."""
     if not leads or min(leads) <= -context_frames:
         raise ValueError(f"leads must lie after {-context_frames}, where the context begins, and be at least one, found {list(leads)}")
     rows = _Rows(dataset)
