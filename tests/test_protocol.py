@@ -294,7 +294,7 @@ def test_kolkata_reproduces_the_measured_anchor(mirror: Path, tmp_path: Path) ->
     files = {path.name: path.read_bytes() for path in (mirror / "kolkata").glob("Mobile_[AW]*.csv.gz")}
     checked = flagged(ingested(tmp_path, "kolkata", files, kinds=["mobile"]))
     section = params.validated(
-        params.read(ROOT / "params.yaml", "subsample.kolkata_blocks"), subsample.Subsample, "subsample.kolkata_blocks"
+        params.read(ROOT / "params.yaml", "subsample.kolkata_blocks")[0], subsample.Subsample, "subsample.kolkata_blocks"
     )
     subsample.run(section, "kolkata_blocks", ingested=checked, checked=checked, out=tmp_path / "sensors.zarr")
     dataset = sensors.read(tmp_path / "sensors.zarr")
