@@ -24,6 +24,10 @@ BASELINES = {
     "kriging": "models.baselines.kriging:Kriging",
     "ridge": "models.baselines.ridge:RidgePropagator",
     "boosting": "models.baselines.boosting:Boosting",
+    "case_mean": "models.baselines.per_case:CaseMean",
+    "case_inverse_distance": "models.baselines.per_case:CaseInverseDistance",
+    "case_forest": "models.baselines.case_trees:CaseForest",
+    "case_boosting": "models.baselines.case_trees:CaseBoosting",
 }
 
 

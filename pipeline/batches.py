@@ -41,6 +41,8 @@ class Windows(Section):
     hide: int = Field(default=0, ge=0)  # up to so many whole fixed sensors hidden from the context, and asked for
     context_points: tuple[int, int] | None = None  # [least, most) random points of each frame are the context, the rest can be asked
     context_noise: float = Field(default=0.0, ge=0)  # standard deviation, in model units, of what is added to context values
+    hold: float = Field(default=0.0, ge=0, lt=1)  # share of what was reported that is hidden from the whole window, and alone asked for
+    hold_places: bool = False  # whole places are held, and not single observations
     trajectories: int | None = Field(default=None, ge=1)  # distinct trajectories in a batch, each with batch / trajectories windows
 
     @model_validator(mode="after")
@@ -58,6 +60,8 @@ class Windows(Section):
                 raise ValueError(f"context_points must be [least, most) with 0 <= least < most, found {[low, high]}")
             if self.drop or self.hide:
                 raise ValueError("context_points already hides all other points: leave out drop and hide")
+        if self.hold and (self.drop or self.hide or self.context_points or self.query_points):
+            raise ValueError("hold says what is hidden and asked: leave out drop, hide, context_points and query_points")
         return self
 
     @property
@@ -72,6 +76,7 @@ class TrainingBatches:
     Questions: the role-0 fixed sensors; or, with `query_points`, that many grid points of the dense truth, the same for the whole
     batch; or, where all context sensors move, what they reported. Windows of one trajectory lie side by side in the batch.
     With `context_points` and no dense truth: of each frame the points that are not in the context, at most `query_points` of them.
+    With `hold`: what is held.
     """
 
     def __init__(self, dataset: SensorDataset, windows: Windows, seed: int, split: str = "train") -> None:
@@ -124,6 +129,10 @@ class TrainingBatches:
                 return FieldBatch(self._noisy(context, rng), self._query(asked, rng))
             most = np.full(asked.shape, w.query_points or np.iinfo(np.int64).max)
             return FieldBatch(self._noisy(context, rng), self._rows.some(asked, most, rng, without=rows)[0])
+        if w.hold:
+            held = self._rows.held(w.batch, w.hold, w.hold_places, rng)
+            context = self._rows.context(frame, w.context_frames, shown=~held)
+            return FieldBatch(self._noisy(context, rng), self._rows.picked(asked, np.ones(asked.shape, bool), frame, held))
         context = self._rows.context(frame, w.context_frames, self._hidden(rng), w.drop, rng)
         return FieldBatch(self._noisy(context, rng), self._query(asked, rng))
 
@@ -171,15 +180,16 @@ def cases(
     dataset: SensorDataset, split: str, context_frames: int, leads: Sequence[int], batch: int, limit: int | None = None
 ) -> Iterator[CaseBatch]:
     """The frozen cases of a split in the order stored, or `limit` of them evenly spread. The questions are the same for every model:
-    all points of the dense truth where there is one, else the observations to be asked, else the context sensors and the sensors held out
-    for this split. Leads that end outside the trajectory or the split are masked out."""
+    all points of the dense truth where there is one, else the observations to be asked (by the case, or by their role), else the context
+    sensors and the sensors held out for this split. Leads that end outside the trajectory or the split are masked out."""
     if not leads or min(leads) <= -context_frames:
         raise ValueError(f"leads must lie after {-context_frames}, where the context begins, and be at least one, found {list(leads)}")
     rows = _Rows(dataset)
     number = np.flatnonzero(np.asarray(dataset["cases/split"]) == SPLITS[split])
     if not len(number):
         raise ValueError(f"{dataset.info.name} has no {split} case: subsample made none; lower its `stride` or enlarge the split")
-    if not dataset.has_truth and not rows.n_sensors and "obs/role" not in dataset:
+    by_case = "cases/asked" in dataset
+    if not dataset.has_truth and not rows.n_sensors and "obs/role" not in dataset and not by_case:
         raise ValueError(f"{dataset.info.name} has no dense truth, observation to ask or fixed sensor: there is nothing to score against")
     if limit is not None and limit < len(number):
         number = number[np.linspace(0, len(number) - 1, limit).round().astype(int)]
@@ -192,8 +202,11 @@ def cases(
         inside = np.clip(target, 0, dataset.n_frames - 1)
         known = (target == inside) & (dataset.trajectory_of(inside) == dataset.trajectory_of(frame)[:, None])
         known &= np.asarray(dataset["frame/split"])[inside] == SPLITS[split]
-        context = rows.context(frame, context_frames)
-        if dataset.has_truth:
+        context = rows.context(frame, context_frames, shown=rows.of_cases("seen", index) if by_case else None)
+        if by_case:
+            query = rows.picked(target, known, frame, rows.of_cases("asked", index))
+            kind = np.full(query.mask.shape[-1], HELD_SENSOR)
+        elif dataset.has_truth:
             query = rows.truth(target, known, None, frame)
             kind = np.full(query.mask.shape[-1], GRID_POINT)
         elif "obs/role" in dataset:
@@ -202,7 +215,7 @@ def cases(
             query = rows.fixed(target, known, asked, frame)
             kind = np.where(role[asked] == CONTEXT, CONTEXT_SENSOR, HELD_SENSOR)
         # Only single observations are asked at other places from lead to lead, and only negative leads look at other frames.
-        differ = min(leads) < 0 or ("obs/role" in dataset and not dataset.has_truth)
+        differ = min(leads) < 0 or by_case or ("obs/role" in dataset and not dataset.has_truth)
         places = zip(query.position.transpose(0, 1) if differ else query.position[None, :, 0], leads, strict=False)
         far = np.stack([distance(dataset.info, context, position, min(lead, 0) - 1) for position, lead in places], axis=1)
         yield CaseBatch(
@@ -273,6 +286,7 @@ class _Rows:
         self._bounds = np.asarray(dataset["trajectory/frame_start"])
         role = np.asarray(dataset["sensor/role"]) if self.n_sensors else np.zeros(0, np.int8)
         self.context_sensors = np.flatnonzero(role == CONTEXT)
+        self._place: np.ndarray | None = None  # [O] number of each row's place, once asked for
         self._visible: np.ndarray | None = None  # row numbers a model may see, None: all
         self._visible_start = self._start
         of_row = np.asarray(dataset["obs/role"][...]) if "obs/role" in dataset else np.zeros(0, np.int8)
@@ -297,8 +311,10 @@ class _Rows:
         hidden: np.ndarray | None = None,
         drop: float = 0.0,
         rng: np.random.Generator | None = None,
+        shown: np.ndarray | None = None,
     ) -> Frames:
-        """What could be seen in the frames [B,T] that end at anchor [B]; frames before the trajectory began are empty."""
+        """What could be seen in the frames [B,T] that end at anchor [B]; frames before the trajectory began are empty. `shown` [B,O] is
+        True at the rows that a sample may see."""
         frames = anchor[:, None] + np.arange(1 - context_frames, 1)
         known = frames >= self._bounds[self.dataset.trajectory_of(anchor)][:, None]
         row, mask = _spread(self._visible_start, np.where(known, frames, anchor[:, None]), known)
@@ -307,6 +323,8 @@ class _Rows:
         sensor = _take(self.dataset["obs/sensor"], row, mask).astype(np.int64)
         if hidden is not None:
             mask = mask & ~(hidden[np.arange(len(anchor))[:, None, None], sensor] & (sensor >= 0))
+        if shown is not None:
+            mask = mask & shown[np.arange(len(anchor))[:, None, None], row]
         if drop and rng is not None:
             mask = mask & (rng.random(mask.shape) >= drop)
         return self._frames(row, mask, sensor, self.time(frames, anchor), context=True)
@@ -334,14 +352,34 @@ class _Rows:
     def asked(self, frames: np.ndarray, known: np.ndarray, anchor: np.ndarray) -> tuple[Frames, np.ndarray]:
         """The observations to be asked in frames [B,S], and their kind [B,S,Q]; `known` [B,S] False hides all."""
         row, mask = _spread(self._start, np.clip(frames, 0, self.dataset.n_frames - 1), known)
+        row, mask = _compressed(row, mask & (_take(self.dataset["obs/role"], row, mask) != SEEN))
         role = _take(self.dataset["obs/role"], row, mask)
-        order = np.argsort(~(mask & (role != SEEN)), axis=-1, kind="stable")
-        row, role, mask = (np.take_along_axis(array, order, -1) for array in (row, role, mask & (role != SEEN)))
-        width = max(1, int(mask.sum(axis=-1).max()))
-        row, role, mask = row[..., :width], role[..., :width], mask[..., :width]
         sensor = _take(self.dataset["obs/sensor"], row, mask).astype(np.int64)
         kind = np.where(role == SEEN_AND_ASKED, CONTEXT_SENSOR, HELD_SENSOR)
         return self._frames(row, mask, sensor, self.time(frames, anchor), context=False), kind
+
+    def picked(self, frames: np.ndarray, known: np.ndarray, anchor: np.ndarray, wanted: np.ndarray) -> Frames:
+        """The rows that `wanted` [B,O] marks in frames [B,S], as questions with their answers; `known` [B,S] False hides all."""
+        row, mask = _spread(self._start, np.clip(frames, 0, self.dataset.n_frames - 1), known)
+        row, mask = _compressed(row, mask & wanted[np.arange(len(frames))[:, None, None], row])
+        sensor = _take(self.dataset["obs/sensor"], row, mask).astype(np.int64)
+        return self._frames(row, mask, sensor, self.time(frames, anchor), context=False)
+
+    def of_cases(self, what: str, index: np.ndarray) -> np.ndarray:
+        """[B,O] True at the rows that cases `index` [B] have in `what`: "seen" or "asked"."""
+        start, row = self.dataset[f"cases/{what}_start"], self.dataset[f"cases/{what}"]
+        out = np.zeros((len(index), len(self.dataset["obs/sensor"])), bool)
+        for b, case in enumerate(index):
+            out[b, row[start[case] : start[case + 1]]] = True
+        return out
+
+    def held(self, samples: int, share: float, places: bool, rng: np.random.Generator) -> np.ndarray:
+        """[B,O] True at rows drawn for each sample, one by one or whole places at a time."""
+        if not places:
+            return rng.random((samples, len(self.dataset["obs/sensor"])), np.float32) < share
+        if self._place is None:
+            self._place = np.unique(np.asarray(self.dataset["obs/position"][...]), axis=0, return_inverse=True)[1].ravel()
+        return (rng.random((samples, int(self._place.max()) + 1)) < share)[:, self._place]
 
     def reported(self, frames: np.ndarray) -> Frames:
         """Everything visible in frames [B,S], as questions with their answers."""
@@ -433,6 +471,12 @@ def _spread(start: np.ndarray, frames: np.ndarray, known: np.ndarray) -> tuple[n
     step = np.arange(max(1, count.max(initial=0)))
     mask = step < count[..., None]
     return np.where(mask, first[..., None] + step, 0), mask
+
+
+def _compressed(row: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and mask [B,S,N] with the valid ones first, and no more columns than they need (at least 1)."""
+    order = np.argsort(~mask, axis=-1, kind="stable")[..., : max(1, int(mask.sum(axis=-1).max(initial=0)))]
+    return np.take_along_axis(row, order, -1), np.take_along_axis(mask, order, -1)
 
 
 def _take(array: Any, row: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:

@@ -4,6 +4,7 @@
     OUT/metrics.json     RMSE by lead for `dvc metrics show`
     OUT/leads.csv        scores by lead for `dvc plots show`
     OUT/examples.parquet predictions of a few cases beside the truth, for pictures
+    OUT/cases.csv        RMSE of each case over all its questions, where the dataset says what a case is asked; metrics.json has their mean
 
 Cases stream through in batches; what stays in memory are sums per bootstrap block. The batch size does not change a byte of them
 (as far as it does not change the predictions): each sample is summed by itself, and samples are added in the order of the cases.
@@ -86,7 +87,7 @@ def run(params: Params, key: str, model: str, *, sensors: Path, run: Path, out: 
         raise ValueError(f"{run} holds no run folder: fit the baselines or train the model first")
     baselines = model == BASELINES
     known = replace(dataset.info, name=params.trained_on or dataset.info.name)
-    tables, examples = [], []
+    tables, examples, by_case = [], [], []
     for folder in folders:
         loaded = runs.load(folder, known, device.name())
         name = folder.name if baselines else model
@@ -98,20 +99,27 @@ def run(params: Params, key: str, model: str, *, sensors: Path, run: Path, out: 
             "weights_sha256": loaded.weights_sha256,
             "background_sha256": _background(folder),
         }
-        table, kept = score(dataset, loaded.predictor, loaded.context_frames, name, what, params, device.name())
+        table, kept, squares = score(dataset, loaded.predictor, loaded.context_frames, name, what, params, device.name())
         tables.append(table)
         examples.append(kept)
+        by_case.append(squares)
         log.info("scored %s on %d cases of %s: %s", name, table.about["cases"]["count"], key, overall(table))
     truth = oracle.of_dataset(dataset) if baselines else None
     if truth is not None:  # the floor, beside the baselines and with as much context
         what = {"role": "baseline", "kind": "oracle", "tasks": sorted(truth.tasks), "context_frames": loaded.context_frames}
-        table, kept = score(dataset, truth, loaded.context_frames, "oracle", what, params)
+        table, kept, squares = score(dataset, truth, loaded.context_frames, "oracle", what, params)
         tables.append(table)
         examples.append(kept)
+        by_case.append(squares)
     table = scores.merge(tables)
+    cases_table = pd.concat(by_case, ignore_index=True)
+    metrics = headline(table)
     with atomic.writing(out) as made:
         scores.write(made, table)
-        (made / "metrics.json").write_text(json.dumps(headline(table), indent=1) + "\n", encoding="utf-8")
+        if "cases/asked" in dataset:
+            cases_table.to_csv(made / "cases.csv", index=False, float_format="%.6g", lineterminator="\n")
+            metrics = mean_of_cases(cases_table)
+        (made / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
         by_lead(table).to_csv(made / "leads.csv", index=False, float_format="%.6g", lineterminator="\n")
         pd.concat(examples, ignore_index=True).to_parquet(made / "examples.parquet", index=False, compression="zstd")
 
@@ -124,8 +132,8 @@ def score(
     what: Mapping[str, Any],
     params: Params,
     device: str = "cpu",
-) -> tuple[scores.Table, pd.DataFrame]:
-    """The score table of one predictor, and its predictions of the example cases."""
+) -> tuple[scores.Table, pd.DataFrame, pd.DataFrame]:
+    """The score table of one predictor, its predictions of the example cases, and the RMSE of each case."""
     info = dataset.info
     number = np.flatnonzero(np.asarray(dataset["cases/split"]) == sensor_data.SPLITS[SPLIT])
     if params.cases is not None and params.cases < len(number):
@@ -160,7 +168,8 @@ def score(
     }
     table = scores.build(about, sums.table(name, info, predictor.tasks))
     empty = pd.DataFrame({column: pd.Series(dtype=kind) for column, kind in _EXAMPLE.items()})
-    return table, pd.concat(examples, ignore_index=True).astype(_EXAMPLE) if examples else empty
+    shown_cases = pd.concat(examples, ignore_index=True).astype(_EXAMPLE) if examples else empty
+    return table, shown_cases, sums.by_case(name, info)
 
 
 @dataclass
@@ -172,6 +181,7 @@ class Sums:
     edges: tuple[float, ...]
     variables: int
     total: np.ndarray = field(init=False)
+    cases: list[tuple[Any, ...]] = field(init=False, default_factory=list)  # (case, block, questions, [variable] squared errors)
 
     def __post_init__(self) -> None:
         self.total = np.zeros((len(self.blocks), len(self.leads), len(STRATA), self.bins + 1, self.variables, len(STATISTICS)))
@@ -218,9 +228,23 @@ class Sums:
         named = {name: sample[..., i] for i, name in enumerate(STATISTICS)}
         for name, of_sample in SAMPLE_STATISTICS.items():
             sample[..., STATISTICS.index(name)] = of_sample(named)
+        n, squared = (sample[:, :, :3, 0, :, STATISTICS.index(statistic)].sum(axis=(1, 2)) for statistic in ("n", "squared"))
+        self.cases += zip(part.index, part.block, n, squared, strict=True)
         for row, one in zip(np.searchsorted(self.blocks, part.block), sample, strict=True):
             self.total[row] += one
         return outcome.distribution
+
+    def by_case(self, model: str, info: DatasetInfo) -> pd.DataFrame:
+        """RMSE of each case over the questions of all its leads; cases of one block are counted by `fold`."""
+        rows = [
+            {"model": model, "variable": name, "case": case, "block": block, "n": int(n[c]), "rmse": (squared[c] / n[c]) ** 0.5}
+            for case, block, n, squared in self.cases
+            for c, name in enumerate(info.variables)
+            if n[c]
+        ]
+        table = pd.DataFrame(rows, columns=["model", "variable", "case", "block", "n", "rmse"])
+        table.insert(4, "fold", table.groupby(["variable", "block"]).cumcount())
+        return table
 
     def table(self, model: str, info: DatasetInfo, tasks: frozenset[str]) -> pd.DataFrame:
         """blocks.parquet of one predictor; cells without a point, or of a task it does not claim, are left out."""
@@ -258,6 +282,14 @@ def headline(table: scores.Table) -> dict[str, Any]:
     for row in rows[rows["stratum"] == stratum].to_dict("records"):
         place = out.setdefault(row["model"], {}).setdefault(row["variable"], {})
         place[f"lead {row['lead']:g}"] = float(f"{row['value']:.4g}")
+    return out
+
+
+def mean_of_cases(cases: pd.DataFrame) -> dict[str, Any]:
+    """The mean of the RMSE of all cases, as block protocols report it, small enough for `dvc metrics show`."""
+    out: dict[str, Any] = {}
+    for (model, variable), rows in cases.groupby(["model", "variable"], sort=False)["rmse"]:
+        out.setdefault(model, {})[variable] = {"cases": len(rows), "mean rmse": float(f"{rows.mean():.5g}")}
     return out
 
 

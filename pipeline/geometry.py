@@ -9,8 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from pydantic import Field
+
+from pipeline.params import Section
 
 EARTH_RADIUS = 6371.0088  # km, mean radius of WGS 84 (IUGG)
+
+
+class Cells(Section):
+    """A grid in degrees."""
+
+    longitude: float = Field(gt=0)  # size of a cell
+    latitude: float = Field(gt=0)
+    origin: tuple[float, float]  # longitude, latitude of a corner
 
 
 def to_km(longitude: np.ndarray, latitude: np.ndarray, projection: Mapping[str, float]) -> np.ndarray:

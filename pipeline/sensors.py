@@ -8,6 +8,8 @@
     sensor/position (K,D)   sensor/role (K,) 0 context 1 validation 2 test   [fixed sensors only]
     truth/value (M,P,C)   truth/position (P,D)   [dense truth on P points, where it exists; truth/shape gives the grid (y, x)]
     cases/frame (J,) last context frame of each frozen evaluation case   cases/split (J,) 1 | 2   cases/block (J,) bootstrap block
+    cases/seen_start (J+1,)  cases/seen  cases/asked_start (J+1,)  cases/asked
+                             [rows of obs that a case knows and is asked for, where no rule of roles says so; pipeline/protocol.py]
 
 Rows are sorted by frame, so a window of consecutive frames is one slice. Observations are those a model may see as context plus those
 held out for scoring: of fixed sensors of role 1 and 2, and of `obs/role` 1. Only valid observations are stored: absent means missing.
@@ -49,6 +51,10 @@ _REQUIRED = {
 }
 _OPTIONAL = {
     "obs/role": "i1",
+    "cases/seen_start": "i8",
+    "cases/seen": "i8",
+    "cases/asked_start": "i8",
+    "cases/asked": "i8",
     "trajectory/parameter": "f8",
     "sensor/position": "f4",
     "sensor/role": "i1",
@@ -230,6 +236,12 @@ def check(dataset: SensorDataset) -> list[str]:
         problems.append("frame/split has no training frame")
     if len(a["cases/frame"]) and (a["cases/frame"].min() < 0 or a["cases/frame"].max() >= n_frames):
         problems.append(f"cases/frame must lie in 0..{n_frames - 1}")
+    for name in ("cases/seen", "cases/asked") if "cases/asked" in a else ():
+        start, row = np.asarray(a[f"{name}_start"]), np.asarray(a[name])
+        if len(start) != len(a["cases/frame"]) + 1 or start[0] != 0 or start[-1] != len(row) or (np.diff(start) < 0).any():
+            problems.append(f"{name}_start must rise from 0 to {len(row)} in {len(a['cases/frame']) + 1} steps")
+        elif len(row) and (row.min() < 0 or row.max() >= n_obs):
+            problems.append(f"{name} must lie in 0..{n_obs - 1}, found {row.min()}..{row.max()}")
     if min(info.std, default=1) <= 0:
         problems.append(f"info.std must be positive, found {info.std}: is the training split constant?")
     return problems

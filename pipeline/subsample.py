@@ -24,21 +24,14 @@ import xarray as xr
 from pydantic import Field, model_validator
 
 from models.contract import DatasetInfo
-from pipeline import atomic, fields, geometry, lexicon, observations, sensors, splits
+from pipeline import atomic, fields, geometry, lexicon, observations, protocol, sensors, splits
 from pipeline.batches import QUERY_COVARIATES
+from pipeline.geometry import Cells
 from pipeline.params import Section
 from pipeline.strategies import FIXED, Layout
 from pipeline.tasks import Tasks
 
 log = logging.getLogger(__name__)
-
-
-class Cells(Section):
-    """A grid in degrees: moving sensors are averaged per cell, and held-out cells are scored as fixed sensors."""
-
-    longitude: float = Field(gt=0)  # size of a cell
-    latitude: float = Field(gt=0)
-    origin: tuple[float, float]  # longitude, latitude of a corner
 
 
 class Network(Section):
@@ -51,7 +44,7 @@ class Network(Section):
     utc_offset: float = 0.0  # hours; frames lie at whole steps of local time, and the hour of the day is the local one
     periods: tuple[tuple[date, date], ...] | None = None  # [first, last) days in UTC, each a trajectory; None: everything is one
     moving: str | None = None  # regular expression: platforms that are moving sensors though they have no trips
-    cells: Cells | None = None  # for moving sensors
+    cells: Cells | None = None  # moving sensors are averaged per cell, and held-out cells are scored as fixed sensors
     held_out: splits.HeldOut = splits.HeldOut()
 
     @model_validator(mode="after")
@@ -80,19 +73,24 @@ class Subsample(Section):
     seed: int = 0
     max_flag: int = Field(default=3, ge=1, le=4)  # worst aggregate QARTOD flag of a value, or of a frame of a field, that is used
     network: Network | None = None  # for a source of observations
+    blocks: protocol.Blocks | None = None  # for a source of observations: the days and folds of a benchmark
     layout: Layout | None = None  # for a source that is a field: its sensors
     tasks: Tasks | None = None  # for a source that is a field: its points are context or asked
     scale: Scale = Scale()
     split: splits.TimeBlocks | None = None  # None: trajectories are split by the role the source gives them
-    cases: splits.Cases
+    cases: splits.Cases = splits.Cases()  # `blocks` make their own
     calendar: tuple[str, ...] = ("hour_sin", "hour_cos")  # query covariates; simulations have none
 
     @model_validator(mode="after")
     def _consistent(self) -> Subsample:
-        if sum(how is not None for how in (self.network, self.layout, self.tasks)) != 1:
-            raise ValueError("give either `network` (a source of observations), or `layout` or `tasks` (a source that is a field)")
+        if sum(how is not None for how in (self.network, self.blocks, self.layout, self.tasks)) != 1:
+            raise ValueError(
+                "give either `network` or `blocks` (a source of observations), or `layout` or `tasks` (a source that is a field)"
+            )
+        if self.blocks is not None and (len(self.variables) > 1 or {"split", "cases"} & self.model_fields_set):
+            raise ValueError("`blocks` are of one variable, and they make the split and the cases: leave out `split` and `cases`")
         if self.network is None and self.scale.by == "range":
-            raise ValueError("scale.by: range is for observations (`network`); of a field give scale.mean and scale.std")
+            raise ValueError("scale.by: range is for observations (`network`); of a field or of `blocks` give scale.mean and scale.std")
         if self.network is not None and self.split is None:
             raise ValueError("observations need `split`: {validation, test, gap}")
         unknown = sorted(set(self.calendar) - set(QUERY_COVARIATES))
@@ -116,10 +114,13 @@ def run(params: Subsample, key: str, *, ingested: Path, checked: Path, out: Path
     recipe = {"key": key, **params.model_dump(mode="json")}
     with atomic.writing(out) as temporary:
         writer = sensors.Writer(temporary)
-        if params.network is not None:
+        if params.network is not None or params.blocks is not None:
             if fields.is_field(ingested):
-                raise ValueError(f"{ingested} holds a field: subsample.{key} needs `layout` or `tasks` in place of `network`")
-            info = _from_observations(params, params.network, key, checked, writer)
+                raise ValueError(f"{ingested} holds a field: subsample.{key} needs `layout` or `tasks` in place of `network` or `blocks`")
+            if params.network is not None:
+                info = _from_observations(params, params.network, key, checked, writer)
+            else:
+                info = _from_blocks(params, key, checked, writer)
             inputs = {"observations": tree_sha256(checked / "observations")}
         else:
             if not fields.is_field(ingested):
@@ -222,6 +223,57 @@ def _from_observations(params: Subsample, network: Network, key: str, checked: P
         n_sensors=len(role),
         context_covariates=names,
         ahead=names if network.known_ahead else (),
+    )
+
+
+def _from_blocks(params: Subsample, key: str, checked: Path, writer: sensors.Writer) -> DatasetInfo:
+    """Days, folds and cases of a block protocol; all sensors move, and their places are cells."""
+    blocks = params.blocks
+    assert blocks is not None
+    parts = []
+    for path in observations.partitions(checked):
+        rows = observations.read_partition(path, variables=list(params.variables))
+        rows = rows[(rows["flag_aggregate"] <= params.max_flag) & rows["platform_id"].str.fullmatch(blocks.platforms)]
+        parts.append(protocol.slotted(rows, blocks))
+    table = protocol.averaged(pd.concat(parts, ignore_index=True), blocks)
+    if table.empty:
+        raise ValueError(
+            f"{checked} has no day with {blocks.least} observations of {params.variables[0]} of platforms {blocks.platforms!r}"
+        )
+    days, _, split = protocol.calendar(table, blocks)
+    table = table[table["day"].isin(days)].reset_index(drop=True)
+    table["fold"] = np.concatenate([protocol.fold(part, blocks) for _, part in table.groupby("day")])
+    number = pd.Series(np.arange(len(days)), index=days)[table["day"]].to_numpy()
+    table["frame"] = number * blocks.slots_a_day + table["slot"]
+    table = table.sort_values(["frame", "latitude", "longitude"], ignore_index=True)
+    learn = (split == sensors.TRAIN)[table["frame"] // blocks.slots_a_day]
+    longitude, latitude = table["longitude"].to_numpy(), table["latitude"].to_numpy()
+    projection = geometry.centred_on(longitude, latitude)
+    position = geometry.to_km(longitude, latitude, projection)
+    value = table[["value"]].to_numpy()
+    made = protocol.arrays(table, blocks)
+    for name, array in {
+        "obs/position": position,
+        "obs/value": value,
+        "obs/covariate": np.zeros((len(value), 0)),
+        "obs/sensor": np.full(len(value), -1),
+        "frame/obs_start": np.searchsorted(table["frame"], np.arange(len(made["frame/time"]) + 1)),
+        **made,
+    }.items():
+        writer.append(name, array)
+    return _info(
+        params,
+        key,
+        mean=value[learn].mean(axis=0),
+        std=value[learn].std(axis=0),
+        centre=(0.0, 0.0),
+        half_extent=float(np.abs(position).max()) or 1.0,
+        geometry="plane",
+        projection=projection,
+        step=blocks.step,
+        utc_offset=blocks.utc_offset,
+        n_sensors=0,
+        context_covariates=(),
     )
 
 

@@ -53,6 +53,7 @@ class ScentConfig(BaseModel):
     projection_width: int = Field(default=32, ge=1)
     time_targeting: bool = True  # the encoder sees the time asked for
     absolute_position: bool = True  # off: tokens and queries do not see coordinates, better with few stations
+    around: int = Field(default=0, ge=0)  # a question reads so many frames before and after the one it asks for; 0: it looks ahead only
     neighbours: int = Field(default=0, ge=0)  # each query also reads so many nearest observations of every context frame
     head: Literal["mean", "gaussian", "quantile"] = "mean"
     loss: Literal["relative_mse", "mse", "remaining", "nll", "crps", "pinball"]  # LOSSES says which goes with which head

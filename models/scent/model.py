@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from models.contract import TASKS, DatasetInfo, FieldBatch, FieldModel, FieldPrediction, Frames
-from models.scent import unrolling
+from models.scent import around, unrolling
 from models.scent.config import ScentConfig
 from models.scent.decoder import Decoder
 from models.scent.encoder import Coordinates, Encoder, Seen
@@ -66,7 +66,10 @@ class Scent(FieldModel):
         query, context = batch.query, batch.context
         if query.value is None:
             raise ValueError("the query has no values: there is nothing to train on")
-        lead = unrolling.lead(context, query, self.info)
+        if self.config.around:
+            context, query = around.windows(context, query, self.config.around, self.info)
+            assert query.value is not None
+        lead = self._lead(context, query)
         if float(lead.max()) > self.config.horizon + _EPS:
             raise ValueError(f"a training lead is {float(lead.max()):g} frames, horizon is {self.config.horizon}: make them agree")
         seen = self.encoder.see(context)
@@ -99,6 +102,8 @@ class Scent(FieldModel):
         training = self.training
         self.eval()
         try:
+            if self.config.around:
+                return around.together(self._direct(*around.windows(context, query, self.config.around, self.info)), query.mask.shape[1])
             return self._unrolling(context, query)
         finally:
             self.train(training)
@@ -106,6 +111,12 @@ class Scent(FieldModel):
     @property
     def _unrolling(self) -> unrolling.Unrolling:
         return unrolling.Unrolling(self._direct, self.config.horizon, self.config.warp, self.info)
+
+    def _lead(self, context: Frames, query: Frames) -> Tensor:
+        """Leads [B,S] in frames; negative ones only where a question has frames around it."""
+        if self.config.around:
+            return (query.time - context.time[:, -1:]).double() / self.info.step
+        return unrolling.lead(context, query, self.info)
 
     def _direct(self, context: Frames, query: Frames) -> FieldPrediction:
         """One evaluation for all leads of `query`."""
