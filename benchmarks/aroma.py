@@ -12,7 +12,6 @@ it does where observations are hidden at random. Rounds alternate between the si
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
