@@ -4,7 +4,7 @@
     OUT/metrics.json     RMSE by lead for `dvc metrics show`
     OUT/leads.csv        scores by lead for `dvc plots show`
     OUT/examples.parquet predictions of a few cases beside the truth, for pictures
-    OUT/cases.csv        RMSE of each case over all its questions, where the dataset says what a case is asked; metrics.json has their mean
+    OUT/cases.csv        RMSE of each case over all its questions; metrics.json has their mean where the dataset says what a case is asked
 
 Cases stream through in batches; what stays in memory are sums per bootstrap block. The batch size does not change a byte of them
 (as far as it does not change the predictions): each sample is summed by itself, and samples are added in the order of the cases.
@@ -113,12 +113,10 @@ def run(params: Params, key: str, model: str, *, sensors: Path, run: Path, out: 
         by_case.append(squares)
     table = scores.merge(tables)
     cases_table = pd.concat(by_case, ignore_index=True)
-    metrics = headline(table)
+    metrics = mean_of_cases(cases_table) if "cases/asked" in dataset else headline(table)
     with atomic.writing(out) as made:
         scores.write(made, table)
-        if "cases/asked" in dataset:
-            cases_table.to_csv(made / "cases.csv", index=False, float_format="%.6g", lineterminator="\n")
-            metrics = mean_of_cases(cases_table)
+        cases_table.to_csv(made / "cases.csv", index=False, float_format="%.6g", lineterminator="\n")
         (made / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
         by_lead(table).to_csv(made / "leads.csv", index=False, float_format="%.6g", lineterminator="\n")
         pd.concat(examples, ignore_index=True).to_parquet(made / "examples.parquet", index=False, compression="zstd")

@@ -265,7 +265,7 @@ def test_the_stage_writes_a_folder_that_reads_back(tmp_path: Path, monkeypatch: 
         evaluate.run(given, "waves", "baselines", sensors=tmp_path / "waves.zarr", run=tmp_path / "runs", out=tmp_path / out)
     first, second = ({p.name: p.read_bytes() for p in (tmp_path / out).iterdir()} for out in ("first", "second"))
     assert first == second
-    assert set(first) == {"blocks.parquet", "scores.parquet", "scores.json", "metrics.json", "leads.csv", "examples.parquet"}
+    assert set(first) == {"blocks.parquet", "scores.parquet", "scores.json", "metrics.json", "leads.csv", "cases.csv", "examples.parquet"}
     table = scores.read(tmp_path / "first")
     assert table.baselines == ["nearest", "shifted"]
     assert table.about["cases"]["count"] == 12
