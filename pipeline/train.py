@@ -74,9 +74,7 @@ class Phase(Section):
 class Params(Section):
     model: Any  # the model's own settings, `cls.Config`
     background: str | None = None  # a fitted baseline; None is the papers' own setting
-    beside: str | None = (
-        None  # a poorer one for every other batch until the last fifth of the steps: it leaves an encoder more to learn from
-    )
+    beside: str | None = None  # a poorer one for every other batch until the last fifth of the steps: there is more to learn from
     context_frames: int | None = Field(default=None, ge=1)  # that an answer is given from; None: those of the last phase
     phases: Any  # a Phase for each of the model's phases
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
