@@ -68,7 +68,7 @@ class Scent(FieldModel):
             raise ValueError("the query has no values: there is nothing to train on")
         if self.config.around:
             context, query = around.windows(context, query, self.config.around, self.info)
-            assert query.value is not None
+        assert query.value is not None
         lead = self._lead(context, query)
         if float(lead.max()) > self.config.horizon + _EPS:
             raise ValueError(f"a training lead is {float(lead.max()):g} frames, horizon is {self.config.horizon}: make them agree")
