@@ -346,7 +346,7 @@ def _weight_gradients(group: Group, apart: Tensor, parts: list[Tensor], slope: T
     a = group.weights[0]
     if group.form == "scalar":
         return [_total(slope * apart).unsqueeze(1)]
-    moments = []  # of slope e_f with 1, u and, for tisa, the root of u
+    moments: list[tuple[Tensor, ...]] = []  # of slope e_f with 1, u and, for tisa, the root of u
     for number, part in enumerate(parts):
         product = slope * part
         first = _total(product)
