@@ -162,7 +162,7 @@ def _write(params: Params, chosen: list[tuple[Part, _File, dict[str, _Variable],
             for name, variable in found.items():
                 sizes = {"trajectory": end - begin, "time": len(time), **place}
                 whole = variable.read(begin, end, frames, sizes)
-                thinned = whole[(..., *[slice(None, None, params.every_point)] * len(place))]
+                thinned = whole[(slice(None), slice(None), *(slice(None, None, params.every_point) for _ in place))]
                 values = np.asarray(thinned * params.factors.get(name, 1), np.float32)
                 missing[name] += int((~np.isfinite(values)).sum())
                 fields.write_block(path, name, start, np.where(np.isfinite(values), values, np.nan))
