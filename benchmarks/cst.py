@@ -12,7 +12,6 @@ their own sizes: 64 dummies, two orders that do train, and in `improved` a feed-
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks import cst_peer, sides
+from benchmarks import cst_peer, peers, sides
 from models.contract import FieldBatch, Frames
 from models.cst.model import Cst
 from tests import worlds
@@ -67,11 +66,8 @@ def released(folder: Path) -> tuple[dict[str, Callable[[], object]], int]:
     return {"train": sides.training(theirs, lambda: theirs.training_step(batch, 0)["loss"]), "answer": answer}, sides.count(theirs)
 
 
-def main(folder: Path | None) -> int:
+def main(folder: Path) -> int:
     commands = {f"ours, {mode}": sides.own("cst", mode) for mode in MODES}
-    if folder is None:
-        print("skipped: no peer; name a checkout of vandijklab/CST as the argument or in CST")
-        return 0
     title = f"CST: {CURVES} curves of {POINTS} points, {DUMMIES} dummies"
     work = {"train": CURVES * POINTS, "answer": CURVES * ASKED}
     return sides.report(title, "points", work, {"released": sides.own("cst", "released", str(folder.resolve())), **commands})
@@ -83,5 +79,5 @@ if __name__ == "__main__":
         what = sys.argv[2:]
         sides.serve(lambda: released(Path(what[1])) if what[0] == "released" else ours(what[0]))
         raise SystemExit(0)
-    named = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("CST", "")
-    raise SystemExit(main(Path(named) if named else None))
+    named = peers.checkout("vandijklab/CST", "CST")
+    raise SystemExit(main(named) if named else 0)

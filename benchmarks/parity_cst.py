@@ -12,7 +12,6 @@ difference is printed too, and must be there.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks import cst_peer
+from benchmarks import cst_peer, peers
 from models.contract import FieldBatch, Frames
 from models.cst.model import Cst
 from tests import worlds
@@ -92,15 +91,12 @@ def apart(a: Tensor, b: Tensor) -> float:
     return float((a - b).detach().abs().max()) / size if size else float(a.detach().abs().max())
 
 
-def main(folder: Path | None) -> int:
+def main(folder: Path) -> int:
     console = Console()
-    if folder is None:
-        console.print("skipped: no peer; name a checkout of vandijklab/CST as the argument or in CST")
-        return 0
     try:
         found = {mode: compare(folder, mode) for mode in ("legacy", "paper")}
     except ModuleNotFoundError as error:
-        console.print(f"skipped: the peer needs {error.name}, which is not installed (pip install {error.name})")
+        console.print(peers.lacking(error))
         return 0
     table = Table(title=f"Largest relative difference: {CURVES} curves, {POINTS} points, {DUMMIES} dummies, {ASKED} asked, float64")
     for column in ("output", *found):
@@ -112,5 +108,5 @@ def main(folder: Path | None) -> int:
 
 
 if __name__ == "__main__":
-    named = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("CST", "")
-    raise SystemExit(main(Path(named) if named else None))
+    named = peers.checkout("vandijklab/CST", "CST")
+    raise SystemExit(main(named) if named else 0)

@@ -7,14 +7,13 @@ The folder may also be named by the environment variable OMNIFIELD. Sizes are th
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from benchmarks import scent, sides
+from benchmarks import peers, scent, sides
 from models.contract import FieldBatch
 from tests import worlds
 
@@ -51,11 +50,8 @@ def side(name: str, folder: str) -> tuple[dict[str, Callable[[], object]], int]:
     return {"answer": lambda: model.predict(batch.context, batch.query)}, sides.count(model)  # type: ignore[operator]
 
 
-def main(folder: str) -> int:
-    if not folder:
-        print("skipped: no peer; name a checkout of kevinval04/OmniField as the argument or in OMNIFIELD")
-        return 0
-    commands = {"OmniField's simplified SCENT": sides.own("scent_answer", "released", str(Path(folder).resolve()))}
+def main(folder: Path) -> int:
+    commands = {"OmniField's simplified SCENT": sides.own("scent_answer", "released", str(folder.resolve()))}
     commands |= {f"ours, {name}": sides.own("scent_answer", name, "") for name in OURS}
     return sides.report(f"SCENT: {scent.SENSORS} sensors to {QUERIES} points", "queries", {"answer": QUERIES}, commands)
 
@@ -64,4 +60,5 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["side"]:
         sides.serve(lambda: side(*sys.argv[2:4]))
         raise SystemExit(0)
-    raise SystemExit(main(sys.argv[1] if len(sys.argv) > 1 else os.environ.get("OMNIFIELD", "")))
+    named = peers.checkout(scent.REPOSITORY, "OMNIFIELD")
+    raise SystemExit(main(named) if named else 0)

@@ -188,4 +188,5 @@ def _told(process: subprocess.Popen[str], name: str) -> list[str]:
     for line in process.stdout:
         if line.startswith(_TAG):
             return line.split()[1:]
-    raise RuntimeError(f"the side {name!r} ended without an answer; what it said is above")
+    code = process.wait()
+    raise RuntimeError(f"the side {name!r} ended with {code} and without an answer (-9: killed, perhaps for memory); its words are above")

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +28,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import sides
+from benchmarks import peers, sides
 from models.contract import FieldBatch
 from models.dsq.model import Dsq
 from tests import worlds
@@ -124,10 +123,7 @@ def peer_module(folder: Path) -> ModuleType:
     return network_light  # type: ignore[no-any-return]
 
 
-def main(folder: Path | None) -> int:
-    if folder is None:
-        print("skipped: no peer; name a checkout of wznwznwzn123/SparQT as the argument or in SPARQT")
-        return 0
+def main(folder: Path) -> int:
     commands = {"released": sides.own("sparqt", "released", str(folder.resolve()))}
     commands |= {f"ours, {head}": sides.own("sparqt", head) for head in ("regress", "index")}
     title = f"DSQ: {FRAMES} x {POINTS} points; {SEQUENCES} x {LENGTH} frames; {AHEAD - 1} frames ahead"
@@ -140,5 +136,5 @@ if __name__ == "__main__":
         what = sys.argv[2:]
         sides.serve(lambda: released(Path(what[1])) if what[0] == "released" else ours(what[0]))
         raise SystemExit(0)
-    named = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("SPARQT", "")
-    raise SystemExit(main(Path(named) if named else None))
+    named = peers.checkout("wznwznwzn123/SparQT", "SPARQT")
+    raise SystemExit(main(named) if named else 0)
