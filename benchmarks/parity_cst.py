@@ -12,7 +12,6 @@ difference is printed too, and must be there.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
