@@ -287,7 +287,7 @@ def mean_of_cases(cases: pd.DataFrame) -> dict[str, Any]:
     """The mean of the RMSE of all cases, as block protocols report it, small enough for `dvc metrics show`."""
     out: dict[str, Any] = {}
     for (model, variable), rows in cases.groupby(["model", "variable"], sort=False)["rmse"]:
-        out.setdefault(model, {})[variable] = {"cases": len(rows), "mean rmse": float(f"{rows.mean():.5g}")}
+        out.setdefault(str(model), {})[variable] = {"cases": len(rows), "mean rmse": float(f"{rows.mean():.5g}")}
     return out
 
 

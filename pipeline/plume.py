@@ -100,9 +100,9 @@ def drawn(seed: int) -> Source:
     """The source of the trajectory with this seed."""
     rng = np.random.default_rng(seed)
     x, y = rng.uniform(0.25, 0.75, 2)
-    whirl = rng.uniform(-WHIRL, WHIRL, 3)
+    about_x, about_y, about_z = map(float, rng.uniform(-WHIRL, WHIRL, 3))
     return Source(
-        float(x), float(y), float(rng.uniform(*POWER)), float(rng.uniform(*FREQUENCY)), float(rng.uniform()), tuple(map(float, whirl))
+        float(x), float(y), float(rng.uniform(*POWER)), float(rng.uniform(*FREQUENCY)), float(rng.uniform()), (about_x, about_y, about_z)
     )
 
 

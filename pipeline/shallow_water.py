@@ -248,11 +248,11 @@ def _legendre(grid: int) -> tuple[np.ndarray, np.ndarray]:
         for degree in range(order + 1, last + 2):
             below = found[order, :, degree - 2] if degree > order + 1 else 0.0
             found[order, :, degree] = (sine * found[order, :, degree - 1] - _step(degree - 1, order) * below) / _step(degree, order)
-    order, degree = np.meshgrid(np.arange(last + 1), np.arange(last + 1), indexing="ij")
-    up, down = _step(degree + 1, order), _step(degree, order)
+    orders, degrees = np.meshgrid(np.arange(last + 1), np.arange(last + 1), indexing="ij")
+    up, down = _step(degrees + 1, orders), _step(degrees, orders)
     lower = np.concatenate([np.zeros_like(found[..., :1]), found[..., :last]], axis=-1)
-    slope = ((degree + 1) * down)[:, None] * lower - (degree * up)[:, None] * found[..., 1:]
-    return found[..., :-1].copy(), np.where((degree >= order)[:, None], slope, 0.0)
+    slope = ((degrees + 1) * down)[:, None] * lower - (degrees * up)[:, None] * found[..., 1:]
+    return found[..., :-1].copy(), np.where((degrees >= orders)[:, None], slope, 0.0)
 
 
 def _step(degree: np.ndarray | int, order: np.ndarray | int) -> np.ndarray:

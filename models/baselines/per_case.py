@@ -127,5 +127,5 @@ class CaseInverseDistance(PerCase):
         self.config = config
 
     def answers(self, known: np.ndarray, value: np.ndarray, asked: np.ndarray) -> np.ndarray:
-        distance = torch.cdist(*(torch.from_numpy(x) for x in (asked, known)), compute_mode="donot_use_mm_for_euclid_dist")
+        distance = torch.cdist(torch.from_numpy(asked), torch.from_numpy(known), compute_mode="donot_use_mm_for_euclid_dist")
         return weights(distance, self.config.exponent, None).numpy() @ value
