@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import fields, params, shallow_water, simulate, subsample
+from pipeline import fields, params, places, recipe, shallow_water, simulate
 from pipeline.shallow_water import DEPTH, GRAVITY, OMEGA, RADIUS, Sphere
 
 SECTION = {
@@ -118,16 +118,16 @@ def test_a_grid_on_a_sphere_gives_unit_vectors(tmp_path: Path) -> None:
     field = fields.open_field(tmp_path / "sw")
     assert field["height"].shape == (4, 3, 8, 16)
     assert abs(field["height"]).max() < 1
-    place = subsample._places(field, 0)
+    place = places.positions(field, 0)
     np.testing.assert_allclose(np.linalg.norm(place, axis=1), 1)
     row, column = 3, 5
     longitude, latitude = np.radians([float(field["x"][column]), float(field["y"][row])])
     expected = [np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)]
     np.testing.assert_allclose(place[row * 16 + column], expected)
-    info = subsample._info(
-        subsample.Subsample(source="sw", variables=("height",), layout={"strategy": "all"}, cases={}), "sw",
+    info = recipe.dataset_info(
+        recipe.Subsample(source="sw", variables=("height",), layout={"strategy": "all"}, cases={}), "sw",
         simulated=True, mean=[0], std=[1], geometry="sphere", step=1.0, utc_offset=0.0, n_sensors=0, context_covariates=(),
-        space=subsample._space(field), **subsample._scale(field),
+        space=places.space(field), **places.scale(field),
     )  # fmt: skip
     assert info.space == ("x", "y", "z")
     assert info.position_unit == "1"

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from pipeline import observations, params, sensors, subsample
+from pipeline import observations, params, recipe, sensors, subsample
 from pipeline.batches import TrainingBatches, Windows, at_points, cases
 from tests import worlds
 
@@ -449,7 +449,7 @@ def test_classes_stand_together(tmp_path: Path) -> None:
     one = {"variables": ["infected"], "layout": {"strategy": "all"}, "network": None}
     settings = params.validated({**section(), **one}, subsample.Subsample, "subsample.net")
     with pytest.raises(ValueError, match="infected are classes: give all classes"):
-        subsample._info(settings, "net", geometry="plane", projection=None, centre=(0.0, 0.0))
+        recipe.dataset_info(settings, "net", geometry="plane", projection=None, centre=(0.0, 0.0))
 
 
 def test_layout_needs_a_field_and_roles(tmp_path: Path) -> None:
