@@ -26,7 +26,7 @@ from torch import Tensor
 from models.contract import FieldBatch, Frames
 from models.dsq.model import Dsq
 from pipeline import runs, sensors
-from pipeline.batches import cases
+from pipeline.cases import cases
 
 LEADS = (0, 1, 2, 3, 5, 7, 10)
 CASES, BATCH, POINTS = 64, 8, 512

@@ -27,7 +27,8 @@ from scipy.interpolate import CubicSpline
 
 from models.contract import Predictor
 from pipeline import baselines, params, runs, sensors, simulate, subsample, train, validate
-from pipeline.batches import TrainingBatches, cases
+from pipeline.batches import TrainingBatches
+from pipeline.cases import cases
 
 DATASETS = ("spirals", "spirals_irregular")
 FRAMES = 100

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from models.scent.model import Scent
 from pipeline import params, runs, sensors, simulate, subsample, train, validate
-from pipeline.batches import cases
+from pipeline.cases import cases
 
 SETS = ("ns_s3", "ns_s4", "ns_s5")
 HORIZONS = (1, 2, 5)  # t_h in frames

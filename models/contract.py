@@ -7,7 +7,7 @@ Shapes::
 
 All numbers here are in *model units*: values are standardised with the training statistics of the dataset, positions are
 centred and scaled (isotropically) to about [-1, 1], and only time stays in the dataset's own unit (hours, or the time unit of
-a simulation) so that a model can still see the hour of the day. `pipeline/batches.py` makes them, `pipeline/predict.py` undoes them.
+a simulation) so that a model can still see the hour of the day. `pipeline/rows.py` makes them, `pipeline/predict.py` undoes them.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ from pydantic import Field, field_validator
 from models.contract import DatasetInfo, FieldPrediction, Frames, Predictor
 from pipeline import atomic, device, oracle, predict, runs, scores
 from pipeline import sensors as sensor_data
-from pipeline.batches import CONTEXT_SENSOR, GRID_POINT, HELD_SENSOR, CaseBatch, cases
 from pipeline.bootstrap import Bootstrap
+from pipeline.cases import CONTEXT_SENSOR, GRID_POINT, HELD_SENSOR, CaseBatch, cases
 from pipeline.metrics import POINT_STATISTICS, SAMPLE_STATISTICS, STATISTICS, Outcome
 from pipeline.oracle import Oracle
 from pipeline.params import Section

@@ -26,7 +26,8 @@ from scipy.special import ndtri
 from models.contract import DatasetInfo, FieldPrediction
 from pipeline import atomic, cube, device, geometry, lexicon, predict, runs
 from pipeline import sensors as sensor_data
-from pipeline.batches import at_points, distance
+from pipeline.batches import at_points
+from pipeline.cases import distance
 from pipeline.params import Section
 from pipeline.sensors import SensorDataset
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from models.contract import TASKS, DatasetInfo, FieldPrediction, Frames
-from pipeline.batches import CaseBatch
+from pipeline.cases import CaseBatch
 from pipeline.gaussian_process import Process
 from pipeline.sensors import SensorDataset
 

@@ -1,4 +1,4 @@
-"""From model units back to physical units: the inverse of what `pipeline/batches.py` does to values."""
+"""From model units back to physical units: the inverse of what `pipeline/rows.py` does to values."""
 
 from __future__ import annotations
 

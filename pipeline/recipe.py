@@ -12,9 +12,9 @@ from pydantic import Field, model_validator
 
 from models.contract import DatasetInfo
 from pipeline import lexicon, protocol, splits
-from pipeline.batches import QUERY_COVARIATES
 from pipeline.geometry import Cells
 from pipeline.params import Section
+from pipeline.query_covariates import QUERY_COVARIATES
 from pipeline.strategies import Layout
 from pipeline.tasks import Tasks
 

@@ -30,7 +30,8 @@ from models import background, registry
 from models.baselines.fitted import Fitted
 from models.contract import EncodedFrames, FieldBatch, FieldModel, Predictor
 from pipeline import atomic, device, folds, runs
-from pipeline.batches import TrainingBatches, Windows, cases
+from pipeline.batches import TrainingBatches, Windows
+from pipeline.cases import cases
 from pipeline.encoded import EncodedBatches
 from pipeline.estimate import cost
 from pipeline.params import Section

@@ -24,7 +24,8 @@ from models.baselines.persistence import Persistence
 from models.baselines.ridge import RidgePropagator
 from models.contract import DatasetInfo, FieldBatch, Frames
 from pipeline import baselines, params, runs, sensors
-from pipeline.batches import CaseBatch, TrainingBatches, Windows, cases
+from pipeline.batches import TrainingBatches, Windows
+from pipeline.cases import CaseBatch, cases
 from tests import worlds
 
 STATIONS = Windows(context_frames=12, max_lead=6, batch=32, query_frames=4, hide=2)

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from models.contract import FieldBatch, FieldPrediction
 from pipeline import sensors
-from pipeline.batches import TrainingBatches, Windows, anchors, at_points, calendar, cases
+from pipeline.batches import TrainingBatches, Windows, anchors, at_points
+from pipeline.cases import cases
 from pipeline.predict import physical
+from pipeline.query_covariates import calendar
 from tests import worlds
 
 WAVES, STATIONS = worlds.waves(), worlds.stations()

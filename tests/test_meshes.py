@@ -13,7 +13,8 @@ import pytest
 
 from pipeline import check_field, fields, ingest, params, raw, sources, subsample, validate
 from pipeline import sensors as sensor_data
-from pipeline.batches import TrainingBatches, Windows, cases
+from pipeline.batches import TrainingBatches, Windows
+from pipeline.cases import cases
 from pipeline.sources import meshes
 
 T = 5

@@ -18,7 +18,8 @@ from models.scent import around
 from models.scent.config import ScentConfig
 from models.scent.model import Scent
 from pipeline import baselines, evaluate, observations, params, sensors, subsample
-from pipeline.batches import TrainingBatches, Windows, cases
+from pipeline.batches import TrainingBatches, Windows
+from pipeline.cases import cases
 from tests import worlds
 from tests.drops import bus_day, bus_row, ingested
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from pipeline import burgers, fields, forecast, kuramoto_sivashinsky, params, sensors, simulate, subsample, trajectories, validate
-from pipeline.batches import TrainingBatches, Windows, cases
+from pipeline.batches import TrainingBatches, Windows
+from pipeline.cases import cases
 from tests import worlds
 from tests.test_tasks import GATE
 

@@ -12,7 +12,8 @@ import torch
 
 from models.baselines.linear_time import LinearTime
 from pipeline import evaluate, fields, params, sensors, simulate, spirals, subsample, verdict
-from pipeline.batches import TrainingBatches, Windows, cases
+from pipeline.batches import TrainingBatches, Windows
+from pipeline.cases import cases
 from pipeline.strategies import Layout
 
 SECTION = {"equation": "spirals", "trajectories": 12, "validation_trajectories": 3, "test_trajectories": 4, "seed": 0, "samples": 200}

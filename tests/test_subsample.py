@@ -13,7 +13,8 @@ import pytest
 import xarray as xr
 
 from pipeline import observations, params, recipe, sensors, subsample
-from pipeline.batches import TrainingBatches, Windows, at_points, cases
+from pipeline.batches import TrainingBatches, Windows, at_points
+from pipeline.cases import cases
 from tests import worlds
 
 HOURS = 300

@@ -13,7 +13,8 @@ import pytest
 from scipy.stats import norm
 
 from pipeline import baselines, epidemic, evaluate, gaussian_process, params, scores, sensors, simulate, subsample, trajectories, validate
-from pipeline.batches import CONTEXT_SENSOR, HELD_SENSOR, TrainingBatches, Windows, cases
+from pipeline.batches import TrainingBatches, Windows
+from pipeline.cases import CONTEXT_SENSOR, HELD_SENSOR, cases
 from pipeline.gaussian_process import Process, great_circle, rotated
 from tests import worlds
 

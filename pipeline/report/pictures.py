@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from pipeline import cube
 from pipeline import scores as score_tables
-from pipeline.batches import CONTEXT_SENSOR, GRID_POINT
+from pipeline.cases import CONTEXT_SENSOR, GRID_POINT
 from pipeline.report import field_figures as figures
 from pipeline.report import verdict
 from pipeline.report.wording import lead_name, moment, origin, variable_name
