@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.cst.model import Cst, CstConfig
+from models.cst.config import CstConfig
+from models.cst.model import Cst
 
 CHANNELS = 2
 

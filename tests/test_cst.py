@@ -13,7 +13,9 @@ from torch import Tensor
 
 from models.baselines.interpolation import series
 from models.contract import DatasetInfo, FieldBatch, Frames
-from models.cst.model import Cst, CstConfig, Tokens, sobolev
+from models.cst import sobolev
+from models.cst.config import CstConfig
+from models.cst.model import Cst, Tokens
 from tests import worlds
 
 SMALL: dict[str, Any] = {

@@ -18,96 +18,29 @@ Shapes::
     B batch   T context frames   N observations a frame   R = T*N real tokens   S query frames   Q queries   J dummies
     D space   C channels   A = 1 + D coordinates   d width   L layers   K keys
 
-Modes, each switch of which is a key of `Config` of its own:
+Modes and settings: models/cst/config.py.
 
-- `paper`: all tokens see each other, post-norm, linear coordinates, the data term at the real tokens. What is asked together in one pass
-  (up to 512 points, in the order of the query) changes the answers. Takes no background.
-- `legacy`: `paper` as the authors released it: derivatives of the sum of all outputs with respect to the values, of which only the first
-  order trains;
-  time divided by the number of real tokens less one; attention dropout 0.8; 500 dummies, k = p = 3.
-- `improved`: dummies and asked tokens see the real tokens and themselves, and nothing sees them, so an answer does not depend on what else
-  is asked, and derivatives are those of each token alone; the answer is the interpolation (or the background) plus a correction that starts
-  at zero; the data term is at the query; pre-norm; Fourier features of the coordinates.
-
-Attention and layer norms are written out: the fused kernels have no derivatives of the order that the loss needs.
 Not in the paper: covariates, the background, forecasts, and leaving the derivative terms out where gradients are off (validation).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from models.baselines.interpolation import Series, series
 from models.contract import TASKS, DatasetInfo, FieldBatch, FieldModel, FieldPrediction, Frames
 from models.cst import sobolev
-from models.layers import Fourier
+from models.cst.config import CstConfig
+from models.cst.layers import Layer, Norm, Place
 
-_PAPER = {"features": "linear", "norm": "post", "sees": "all", "anchored": False, "targets": "real", "squeezed_time": False}
-MODES: dict[str, dict[str, Any]] = {
-    "paper": {**_PAPER, "derivative": "coordinates", "width": 32, "ffn": 3072},
-    "legacy": {
-        **_PAPER, "derivative": "values", "width": 32, "ffn": 3072, "attention_dropout": 0.8, "dummies": 500, "order": 3, "power": 3.0,
-        "squeezed_time": True,
-    },
-    "improved": {
-        "features": "fourier", "norm": "pre", "sees": "real", "anchored": True, "targets": "query", "squeezed_time": False,
-        "derivative": "coordinates", "width": 64,
-    },
-}  # fmt: skip
 _TOGETHER = 512  # asked tokens in one pass where they see each other
 _NUMBERS = 1 << 24  # attention weights that predict holds at a time; bounds its memory
 _EPS = 1e-6
-
-
-class CstConfig(BaseModel):
-    """Settings; `mode` fills in the switches that are not given."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    mode: Literal["paper", "legacy", "improved"] = "improved"
-    horizon: int = Field(default=0, ge=0)  # frames after the last context frame that the window reaches
-    width: int = Field(ge=1)
-    layers: int = Field(default=4, ge=1)
-    heads: int = Field(default=4, ge=1)
-    ffn: int = Field(ge=1)  # hidden channels; improved: four times the width where not given
-    attention_dropout: float = Field(default=0.1, ge=0, lt=1)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    jitter: float = Field(default=0.1, ge=0)  # standard deviation of what training adds to the value of every token
-    dummies: int = Field(default=64, ge=1)  # a sample
-    order: int = Field(default=2, ge=0)  # k
-    power: float = Field(default=2.0, ge=1)  # p
-    mu: float = Field(default=0.01, ge=0)
-    features: Literal["linear", "fourier"]  # of the coordinates
-    bands: int = Field(default=16, ge=1)
-    highest: float = Field(default=8.0, ge=1)  # highest frequency of the Fourier features, in half waves a window
-    norm: Literal["post", "pre"]
-    sees: Literal["all", "real"]  # what dummies and asked tokens attend to beside themselves
-    anchored: bool  # the answer is the value that goes with the coordinate plus a correction that starts at zero
-    targets: Literal["real", "query"]  # where the data term is taken
-    derivative: Literal["coordinates", "values"]  # values: as released, models/cst/sobolev.py; only with targets real
-    squeezed_time: bool  # divide times by the number of real tokens less one, as released
-
-    @model_validator(mode="before")
-    @classmethod
-    def _mode(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        filled = {**MODES.get(given.get("mode", "improved"), {}), **given}
-        return {"ffn": 4 * filled["width"], **filled} if isinstance(filled.get("width"), int) else filled
-
-    @model_validator(mode="after")
-    def _consistent(self) -> CstConfig:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
-        if self.derivative == "values" and self.targets != "real":
-            raise ValueError(f"derivative is values, which needs targets real, found {self.targets}")
-        return self
 
 
 @dataclass(frozen=True)
@@ -399,74 +332,3 @@ class Memory:
     pairs: list[tuple[Tensor, Tensor]]  # of each layer, keys and values [B,h,R,d/h]
     mask: Tensor  # [B,1,R]
     hidden: Tensor  # [B,R,d] after the last layer
-
-
-class Place(nn.Module):
-    """Coordinates [B,S,A] to [B,S,d]: a linear map of them, and of their Fourier features where wanted. A torus has no raw position."""
-
-    def __init__(self, config: CstConfig, space: int, period: float | None) -> None:
-        super().__init__()
-        self.fourier = config.features == "fourier"
-        if self.fourier:
-            torus = period is not None
-            self.time = Fourier(1, config.bands, config.highest)
-            self.space = Fourier(space, config.bands, config.highest, "integers" if torus else "linear", raw=not torus)
-        self.linear = nn.Linear(self.time.width + self.space.width if self.fourier else 1 + space, config.width)
-
-    def forward(self, at: Tensor) -> Tensor:
-        if self.fourier:
-            centred = 2 * at - 1
-            at = torch.cat([self.time(centred[..., :1]), self.space(centred[..., 1:])], -1)
-        return self.linear(at)
-
-
-class Norm(nn.Module):
-    """Layer norm of (...,d), written out: the fused one takes its mean and scale as constants from the third derivative on, and the loss
-    differentiates second derivatives once more."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        return centred * (centred.square().mean(-1, keepdim=True) + 1e-12).rsqrt() * self.weight + self.bias
-
-
-class Layer(nn.Module):
-    """Attention and feed-forward, each with its residual and its norm before or after."""
-
-    def __init__(self, config: CstConfig) -> None:
-        super().__init__()
-        width = config.width
-        self.heads, self.pre = config.heads, config.norm == "pre"
-        self.query, self.key, self.val, self.mix = (nn.Linear(width, width) for _ in range(4))
-        self.norm_attention, self.norm_ffn = Norm(width), Norm(width)
-        self.ffn = nn.Sequential(nn.Linear(width, config.ffn), nn.GELU(), nn.Linear(config.ffn, width))
-        self.drop_weights, self.drop = nn.Dropout(config.attention_dropout), nn.Dropout(config.dropout)
-
-    def forward(
-        self, x: Tensor, memory: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
-        """x [B,S,d] sees itself as a whole, or `memory` (keys and values [B,h,R,d/h]) and each token itself; mask [B,1,R or S] says what of
-        it. Returns the new x, its own keys and values, and the attention weights averaged over heads."""
-        y = self.norm_attention(x) if self.pre else x
-        query, key, val = (part(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.val))
-        query = query / query.shape[-1] ** 0.5
-        seen = (key, val) if memory is None else memory
-        logit = query @ seen[0].transpose(-1, -2)  # [B,h,S,K]
-        if mask is not None:
-            # Not -inf: where nothing at all can be seen the weights are even, not NaN.
-            logit = logit.masked_fill(~mask.unsqueeze(1), torch.finfo(logit.dtype).min)
-        if memory is not None:
-            logit = torch.cat([logit, (query * key).sum(-1, keepdim=True)], -1)
-        weights = self.drop_weights(logit.softmax(-1))
-        read = weights @ val if memory is None else weights[..., :-1] @ seen[1] + weights[..., -1:] * val
-        read = self.drop(self.mix(read.transpose(1, 2).flatten(2)))
-        if self.pre:
-            x = x + read
-            x = x + self.drop(self.ffn(self.norm_ffn(x)))
-        else:
-            x = self.norm_attention(x + read)
-            x = self.norm_ffn(x + self.drop(self.ffn(x)))
-        return x, (key, val), weights.mean(1)
