@@ -2,7 +2,7 @@
 
     OUT/forecast.zarr     the cube and the station forecast, pipeline/cube.py
     OUT/sensors.parquet   what the fixed sensors measured before (lead <= 0) and, in archives, after init_time; moving ones at init_time
-    OUT/forecast.json     headline numbers, hashes, sensors used and expected, values clipped at zero
+    OUT/forecast.json     headline numbers, hashes, names of the fixed sensors, sensors used and expected, values clipped at zero
 
 The grid is that of the dense truth where there is one, else a regular one over the sensors' bounding box.
 """
@@ -113,6 +113,7 @@ def run(params: Params, key: str, model: str, *, sensors: Path, run: Path, out: 
             "weights_sha256": loaded.weights_sha256,
             "dataset_inputs": dict(dataset.inputs),
             "info": dataset.info.to_json(),
+            "sensor_names": [dataset.name_of(sensor) for sensor in range(dataset.info.n_sensors)],
             "context_frames": loaded.context_frames,
             "leads": len(fields["lead_time"]),
             "quantiles": [float(level) for level in fields["quantile"].values] if "quantile" in fields.dims else [],

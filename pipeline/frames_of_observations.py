@@ -41,6 +41,8 @@ def write(params: Subsample, key: str, checked: Path, writer: sensors.Writer) ->
     table = table.sort_values(["frame", "sensor", "platform_id", "cell_x", "cell_y"], kind="stable", ignore_index=True)
     frame, sensor = table["frame"].to_numpy(), table["sensor"].to_numpy()
     role = fixed["role"].to_numpy(np.int8)
+    if "name" in fixed:
+        writer.name_sensors(fixed["name"])
     visible = (sensor < 0) | (np.append(role, sensors.CONTEXT)[sensor] == sensors.CONTEXT)
     learn = visible & (split[frame] == sensors.TRAIN)
     if not visible.any():
@@ -171,8 +173,9 @@ def _periods(bins: pd.DataFrame, network: Network) -> tuple[np.ndarray, np.ndarr
 def _sensors(bins: pd.DataFrame, params: Subsample, network: Network) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The observations with the index of their fixed sensor (-1: moving), and the table of fixed sensors with their role.
 
-    Fixed sensors are the fixed platforms. Where all platforms move, the held-out cells are the fixed sensors: what any platform measured
-    in one is averaged, stands at the cell's centre, and is not context.
+    Fixed sensors are the fixed platforms, named by their id without the prefix that some sources give it (`static:`). Where all platforms
+    move, the held-out cells are the fixed sensors: what any platform measured in one is averaged, stands at the cell's centre, and is not
+    context; they have no names.
     """
     bins = bins.assign(sensor=-1)
     if not bins["moving"].all():
@@ -183,6 +186,7 @@ def _sensors(bins: pd.DataFrame, params: Subsample, network: Network) -> tuple[p
             raise ValueError(f"fixed platforms {names} moved by more than 0.01 degrees: a moving platform needs a trip_id")
         fixed = still.median().assign(frames=still.size())
         fixed["role"] = _roles(fixed, network, params.seed)
+        fixed["name"] = [str(platform).rpartition(":")[2] for platform in fixed.index]
         bins["sensor"] = np.where(bins["moving"], -1, fixed.index.get_indexer(pd.Index(bins["platform_id"])))
         at = bins["sensor"].to_numpy()
         for name in ("longitude", "latitude"):

@@ -69,7 +69,7 @@ def payload(cube: xr.Dataset, stations: xr.Dataset | None, observed: pd.DataFram
         "variables": [_variable(last, name, own) for name in cubes.variables(cube)],
         "distance": _packed(last["distance_to_sensor"].values),
         "support": support_radius(own, info),
-        "sensors": _sensors(own, stations.isel(init_time=-1) if stations is not None else None, geographic),
+        "sensors": _sensors(own, stations.isel(init_time=-1) if stations is not None else None, summary["sensor_names"], geographic),
     }
 
 
@@ -109,7 +109,7 @@ def _variable(last: xr.Dataset, name: str, observed: pd.DataFrame) -> dict[str, 
     }
 
 
-def _sensors(observed: pd.DataFrame, stations: xr.Dataset | None, geographic: bool) -> list[dict[str, Any]]:
+def _sensors(observed: pd.DataFrame, stations: xr.Dataset | None, names: list[str], geographic: bool) -> list[dict[str, Any]]:
     """One entry a fixed sensor, and one a moving observation of the last frame; what came after init_time was not seen by the model."""
     horizontal, vertical = ("longitude", "latitude") if geographic else ("x", "y")
     result = []
@@ -129,6 +129,7 @@ def _sensors(observed: pd.DataFrame, stations: xr.Dataset | None, geographic: bo
             "series": series,
         }
         if stations is not None and int(first["sensor"]) >= 0:
+            entry["name"] = names[int(first["sensor"])]
             one = stations.isel(station=int(first["sensor"]))
             entry["forecast"] = {
                 name: [[float(f"{v:.5g}") for v in np.atleast_1d(row)] for row in one[name].values] for name in cubes.variables(stations)

@@ -14,13 +14,14 @@
 Rows are sorted by frame, so a window of consecutive frames is one slice. Observations are those a model may see as context plus those
 held out for scoring: of fixed sensors of role 1 and 2, and of `obs/role` 1. Only valid observations are stored: absent means missing.
 Values, positions are physical (`info` says how to scale them); a moving sensor's role is always context.
-Group attributes: `info` (models.contract.DatasetInfo as JSON), `recipe` (params of subsample), `inputs` (hashes).
+Group attributes: `info` (models.contract.DatasetInfo as JSON), `recipe` (params of subsample), `inputs` (hashes), `sensor_names`
+(K names of the fixed sensors, where they have any).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ class SensorDataset:
     arrays: Mapping[str, Any]
     recipe: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
+    sensor_names: tuple[str, ...] = ()  # of the fixed sensors; () where they have none
 
     def __getitem__(self, name: str) -> Any:
         return self.arrays[name]
@@ -92,6 +94,10 @@ class SensorDataset:
     @property
     def has_truth(self) -> bool:
         return "truth/value" in self.arrays
+
+    def name_of(self, sensor: int) -> str:
+        """What a page calls a fixed sensor: its name, or else its number counted from 1."""
+        return self.sensor_names[sensor] if self.sensor_names else str(sensor + 1)
 
     def trajectory_of(self, frame: np.ndarray) -> np.ndarray:
         """Index of the trajectory each frame belongs to."""
@@ -108,6 +114,7 @@ class Writer:
         self.path = path
         self._root = zarr.create_group(path, zarr_format=3, overwrite=True)
         self._pending: dict[str, list[np.ndarray]] = {}
+        self._sensor_names: list[str] = []
 
     def append(self, name: str, rows: np.ndarray) -> None:
         """Add rows along the first axis of an array of the contract."""
@@ -117,11 +124,16 @@ class Writer:
         if sum(piece.nbytes for piece in pending) >= _CHUNK_BYTES:
             self._flush(name, whole_chunks=True)
 
+    def name_sensors(self, names: Iterable[str]) -> None:
+        """Name the fixed sensors, in their order."""
+        self._sensor_names = list(names)
+
     def finish(self, info: DatasetInfo, recipe: Mapping[str, Any], inputs: Mapping[str, str]) -> SensorDataset:
         """Write what is left and the attributes, then open and check the whole."""
         for name in sorted(self._pending):
             self._flush(name, whole_chunks=False)
-        self._root.attrs.update({"info": info.to_json(), "recipe": dict(recipe), "inputs": dict(inputs)})
+        named = {"sensor_names": self._sensor_names} if self._sensor_names else {}
+        self._root.attrs.update({"info": info.to_json(), "recipe": dict(recipe), "inputs": dict(inputs), **named})
         return read(self.path)
 
     def _flush(self, name: str, whole_chunks: bool) -> None:
@@ -151,6 +163,7 @@ def write(path: Path, dataset: SensorDataset) -> None:
     for name in _KINDS:
         if name in dataset.arrays:
             writer.append(name, dataset.arrays[name])
+    writer.name_sensors(dataset.sensor_names)
     writer.finish(dataset.info, dataset.recipe, dataset.inputs)
 
 
@@ -169,7 +182,13 @@ def read(path: Path) -> SensorDataset:
         if isinstance(array, zarr.Array):
             arrays[name] = array if name in _GROWING and array.nbytes > _IN_MEMORY_BYTES else array[...]
     attributes = json.loads(json.dumps(root.attrs.asdict()))
-    dataset = SensorDataset(DatasetInfo.from_json(attributes["info"]), arrays, attributes["recipe"], attributes["inputs"])
+    dataset = SensorDataset(
+        DatasetInfo.from_json(attributes["info"]),
+        arrays,
+        attributes["recipe"],
+        attributes["inputs"],
+        tuple(attributes.get("sensor_names", ())),
+    )
     problems = check(dataset)
     if problems:
         raise ValueError(f"{path} breaks the sensor dataset contract:\n  " + "\n  ".join(problems))
@@ -220,6 +239,8 @@ def check(dataset: SensorDataset) -> list[str]:
         problems.append(
             f"info.n_sensors is {info.n_sensors}, but sensor/role has {len(a['sensor/role']) if 'sensor/role' in a else 0} rows"
         )
+    if dataset.sensor_names and len(dataset.sensor_names) != info.n_sensors:
+        problems.append(f"info.n_sensors is {info.n_sensors}, but sensor_names has {len(dataset.sensor_names)}")
     lowest, highest = _range(a["obs/sensor"])
     if n_obs and (lowest < -1 or highest >= info.n_sensors):
         problems.append(f"obs/sensor must lie in -1..{info.n_sensors - 1}, found {lowest}..{highest}")

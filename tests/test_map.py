@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "stations": forecasts.make(root / "stations", worlds.stations(), init="case"),
         "waves": forecasts.make(root / "waves", worlds.waves(), init="case", max_lead=4),
-        "sure": forecasts.make(root / "sure", worlds.stations(), scale=False),
+        "sure": forecasts.make(root / "sure", replace(worlds.stations(), sensor_names=(*"ABCDEFG", "<i>Huairou</i>")), scale=False),
     }
 
 
@@ -161,6 +162,16 @@ def test_sensors_tell_what_they_observed_and_a_click_opens_the_series(opened: An
     assert page.page.locator("#chart .seen").count() == len(observed)
     assert page.page.locator("#chart .later").count() == len(sensor["series"]["pm2p5"]) - len(observed)
     assert page.page.locator("#chart .median").count() == 1
+
+
+def test_a_sensor_goes_by_its_name_as_text(opened: Any) -> None:
+    page = opened("sure")
+    sensor = page.page.evaluate("JSON.parse(document.getElementById('data').textContent).sensors[7]")
+    place = page.pixel(*sensor["at"])
+    page.page.mouse.move(*place)
+    assert "Station <i>Huairou</i>, held out for testing" in page.page.locator("#tip").inner_text()
+    page.page.mouse.click(*place)
+    assert page.page.locator("#place").inner_text() == "Station <i>Huairou</i> · PM2.5"
 
 
 def test_the_keyboard_alone_is_enough(opened: Any) -> None:

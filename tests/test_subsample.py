@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import fields as dataclass_fields
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ def test_station_network_by_the_book(tmp_path: Path) -> None:
     assert [list(STATIONS)[k] for k in dataset["obs/sensor"]] == list(table.index.get_level_values("platform_id"))
     assert np.allclose(dataset["obs/value"][:, 0], table["pm2p5"])
     assert dataset["sensor/role"].tolist() == [0, 0, 0, 0, 1, 2]
+    assert dataset.sensor_names == tuple(STATIONS)
     learn = (dataset["frame/split"][frame] == sensors.TRAIN) & (dataset["obs/sensor"] < 4)
     assert dataset.info.mean[0] == pytest.approx(table["pm2p5"][learn].mean())
     assert dataset.info.std[0] == pytest.approx(table["pm2p5"][learn].std(ddof=0))
@@ -102,6 +104,16 @@ def test_station_network_by_the_book(tmp_path: Path) -> None:
     assert np.abs(dataset["sensor/position"]).max() == pytest.approx(dataset.info.half_extent)
     assert dataset.recipe["key"] == "net"
     assert len(dataset.inputs["observations"]) == 64
+
+
+def test_sensors_go_by_the_id_of_their_platform_without_its_prefix(tmp_path: Path) -> None:
+    rows = station_rows()
+    rows["platform_id"] = "static:" + rows["platform_id"]
+    dataset = made(tmp_path, rows, network={"held_out": {"validation": ["static:s4"], "test": ["static:s5"]}})
+    assert dataset.sensor_names == tuple(STATIONS)
+    assert dataset.name_of(2) == "s2"
+    assert replace(dataset, sensor_names=()).name_of(2) == "3"
+    assert sensors.check(replace(dataset, sensor_names=("s0",))) == ["info.n_sensors is 6, but sensor_names has 1"]
 
 
 def test_stricter_flags_keep_less(tmp_path: Path) -> None:

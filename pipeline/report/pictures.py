@@ -54,7 +54,7 @@ def stations(dataset: SensorDataset, table: Table, examples: pd.DataFrame) -> li
                     continue
                 sensor = int(known["sensor"].value_counts().sort_index().idxmax())
                 own = part[part["sensor"] == sensor]
-                title = f"{variable_name(variable)} at {text} {sensor}"
+                title = f"{variable_name(variable)} at {text} {dataset.name_of(sensor)}"
                 history = _history(dataset, frame, sensor, variable, float(part["lead"].max()))
                 out.append(Markup(figures.series(history, own, names, table, title, unit, origin(dataset, frame))))
     return out

@@ -243,7 +243,8 @@ function sensorNear(px, py, reach) {
   return best;
 }
 const roles = ["used by the model", "held out for validation", "held out for testing"];
-const nameOf = (sensor) => (sensor.id < 0 ? (D.calendar ? "Moving sensor" : "Sensor") : `Station ${sensor.id + 1}`);
+const nameOf = (sensor) => (sensor.id < 0 ? (D.calendar ? "Moving sensor" : "Sensor") : `Station ${sensor.name}`);
+const escaped = (text) => text.replace(/[&<>]/g, (sign) => `&#${sign.charCodeAt(0)};`);
 
 // ---- tip -------------------------------------------------------------------------------------------------------------
 function tip(place) {
@@ -265,7 +266,7 @@ function tip(place) {
   }
   if (place.sensor) {
     const last = seen(place.sensor).at(-1);
-    html += `<div class="sensor"><strong>${nameOf(place.sensor)}</strong>, ${roles[place.sensor.role]}<br>${last ? `observed ${number(last[1])}${unit}, ${dayTime(last[0])}` : "nothing observed in the last frames"}</div>`;
+    html += `<div class="sensor"><strong>${escaped(nameOf(place.sensor))}</strong>, ${roles[place.sensor.role]}<br>${last ? `observed ${number(last[1])}${unit}, ${dayTime(last[0])}` : "nothing observed in the last frames"}</div>`;
   }
   box.innerHTML = html; box.hidden = false;
   const px = toX(place.x), py = toY(place.y), w = box.offsetWidth, h = box.offsetHeight;
