@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from models.baselines.linear_time import LinearTime
-from pipeline import evaluate, fields, params, sensors, simulate, spirals, subsample, verdict
+from pipeline import evaluate, fields, params, sensors, simulate, spirals, subsample
 from pipeline.batches import TrainingBatches, Windows
 from pipeline.cases import cases
+from pipeline.report import verdict
 from pipeline.strategies import Layout
 
 SECTION = {"equation": "spirals", "trajectories": 12, "validation_trajectories": 3, "test_trajectories": 4, "seed": 0, "samples": 200}
@@ -184,7 +185,7 @@ def test_linear_interpolation_is_the_floor_and_is_scored_at_unobserved_frames(in
     floor.fit([TrainingBatches(dataset, Windows(**WINDOWS, query_points=1), 0)[0]])
     leads = (-96, -50, -6, 0)
     what = {"role": "baseline", "kind": "interpolation", "tasks": sorted(floor.tasks), "context_frames": 100}
-    table, examples = evaluate.score(dataset, floor, 100, "interpolation", what, evaluate.Params(leads=leads, batch=3))
+    table, examples, _ = evaluate.score(dataset, floor, 100, "interpolation", what, evaluate.Params(leads=leads, batch=3))
     assert set(table.rows.loc[table.rows["lead"] < -1e-9, "stratum"]) == {"between", "field"}
     assert set(table.rows.loc[table.rows["lead"] == 0, "stratum"]) == {"context", "field"}
     assert set(table.rows.loc[table.rows["stratum"] == "between", "task"]) == {"interpolation"}
