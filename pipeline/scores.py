@@ -14,7 +14,7 @@ Tables merge only if they were made from the same frozen cases, the same truth a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -281,17 +281,17 @@ def unbeaten(skills: pd.DataFrame, metric: str = "rmse") -> pd.DataFrame:
     return beaten[~beaten].reset_index().drop(columns="won")
 
 
-def ranking(table: Table, metric: str, variable: str, stratum: str, leads: Sequence[float] | None = None) -> pd.DataFrame:
-    """Predictors by mean rank of a metric over the leads (None: all) each was scored at, best first: model, rank, leads."""
+def ranking(table: Table, metric: str, variable: str, stratum: str, leads: Collection[float] | None = None) -> pd.DataFrame:
+    """Predictors by mean rank of a metric over the leads (None: all), those that answer most leads first: model, rank, leads."""
     rows = table.select(metric=metric, variable=variable, stratum=stratum, distance="all")
     rows = rows if leads is None else rows[rows["lead"].isin(leads)]
     ranks = rows.assign(rank=rows.groupby("lead")["value"].rank(method="min"))
     found = ranks.groupby("model").agg(rank=("rank", "mean"), leads=("rank", "size")).reset_index()
-    return found.sort_values(["rank", "model"], ignore_index=True)
+    return found.sort_values(["leads", "rank", "model"], ascending=[False, True, True], ignore_index=True)
 
 
 def standing(table: Table, metric: str, variable: str, stratum: str, leads: Sequence[float]) -> pd.DataFrame:
-    """Predictors by mean rank of a metric over `leads`, those that answer most leads first: model, rank, low, high, leads.
+    """The ranking over `leads` with its interval: model, rank, low, high, leads.
 
     `low` and `high` bound the central 95 % of the mean rank over the bootstrap draws, all predictors ranked anew in each draw.
     """
@@ -306,7 +306,7 @@ def standing(table: Table, metric: str, variable: str, stratum: str, leads: Sequ
                 held = min(held, int((cell.sums["n"] > 0).sum()))
     ranks = np.stack([pd.DataFrame(each).rank(method="min").to_numpy() for each in drawn])
     low, high = bootstrap.interval(np.nanmean(ranks, axis=0).T, held)
-    return order.assign(low=low, high=high).sort_values(["leads", "rank", "model"], ascending=[False, True, True], ignore_index=True)
+    return order.assign(low=low, high=high)
 
 
 def _drawn(about: Mapping[str, Any]) -> np.ndarray:

@@ -148,6 +148,19 @@ def test_the_headline_follows_the_numbers() -> None:
     assert "3 blocks are too few to tell mine from the best baseline" in sentence([0.5], [1.0], blocks=3)
 
 
+def test_who_does_not_forecast_does_not_speak_for_the_forecast() -> None:
+    """A model with the lowest error at lead 0 alone has a better mean rank than one that answers all leads."""
+    table = judged([0.5, 0.5], [1.0, 1.0])
+    rows = table.blocks[(table.blocks["model"] == "mine") & (table.blocks["lead"] == 1.0)]
+    early = table.blocks[table.blocks["lead"] == 1.0].assign(lead=0.0)
+    now = rows.assign(model="now", lead=0.0, squared=rows["squared"] / 100)
+    models = {**table.about["models"], "now": table.about["models"]["mine"]}
+    with_now = scores.build({**table.about, "models": models}, pd.concat([table.blocks, early, now], ignore_index=True))
+    said = verdict.headline(with_now)
+    assert said[0].startswith("Forecast at all grid points: mine beats")
+    assert verdict.best_model(with_now, "vorticity", "field", "reconstruction") == "now"
+
+
 def test_the_ranking_orders_predictors_and_says_how_sure_that_is() -> None:
     def standing(*given: Any) -> dict[str, list[float]]:
         table = judged(*given)

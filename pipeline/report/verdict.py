@@ -44,9 +44,10 @@ def primary(table: Table, task: str) -> str | None:
     return next((stratum for stratum in TASKS[task][0] if stratum in present), None)
 
 
-def best_model(table: Table, variable: str, stratum: str) -> str | None:
-    """The trained model with the lowest mean rank of RMSE in a stratum."""
-    order = [name for name in ranking(table, JUDGED, variable, stratum)["model"] if name in table.models]
+def best_model(table: Table, variable: str, stratum: str, task: str | None = None) -> str | None:
+    """The trained model with the lowest mean rank of RMSE in a stratum at the leads of a task (None: all), of those that answer most."""
+    leads = None if task is None else {*table.select(variable=variable, stratum=stratum, task=task)["lead"]}
+    order = [name for name in ranking(table, JUDGED, variable, stratum, leads)["model"] if name in table.models]
     return order[0] if order else None
 
 
@@ -70,14 +71,15 @@ def background(table: Table, model: str) -> str | None:
 
 
 def _task(table: Table, variable: str, stratum: str, task: str) -> str:
-    model = best_model(table, variable, stratum)
+    model = best_model(table, variable, stratum, task)
     if model is None:
         rows = table.select(metric=JUDGED, variable=variable, stratum=stratum, distance="all", task=task)
         best = rows.loc[rows.groupby("lead")["value"].idxmin()]
-        return f"no trained model was scored; the best baselines are {_list(dict.fromkeys(best['model']))}."
+        nobody = "no trained model does this" if table.models else "no trained model was scored"
+        return f"{nobody}; the best baselines are {_list(dict.fromkeys(best['model']))}."
     found = [row for row in against_best(table, model, JUDGED, variable, stratum) if (row["lead"] > 0) == (task == "forecast")]
     if not found:
-        return f"{model} does not do this."
+        return f"there is no baseline beside {model}."
     by = {verdict: [row for row in found if row["verdict"] == verdict] for verdict in ("better", "within noise", "worse", "too few blocks")}
     if by["too few blocks"]:
         numbers = "; ".join(f"{lead_text(table, row['lead'])}: {row['value']:.3g} against {row['floor']:.3g}" for row in found)
