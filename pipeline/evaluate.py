@@ -85,7 +85,7 @@ def run(params: Params, key: str, model: str, *, sensors: Path, run: Path, out: 
         raise ValueError(f"{run} holds no run folder: fit the baselines or train the model first")
     baselines = model == BASELINES
     known = replace(dataset.info, name=params.trained_on or dataset.info.name)
-    tables, examples, by_case = [], [], []
+    scored = []
     for folder in folders:
         loaded = runs.load(folder, known, device.name())
         name = folder.name if baselines else model
@@ -97,18 +97,13 @@ def run(params: Params, key: str, model: str, *, sensors: Path, run: Path, out: 
             "weights_sha256": loaded.weights_sha256,
             "background_sha256": _background(folder),
         }
-        table, kept, squares = score(dataset, loaded.predictor, loaded.context_frames, name, what, params, device.name())
-        tables.append(table)
-        examples.append(kept)
-        by_case.append(squares)
-        log.info("scored %s on %d cases of %s: %s", name, table.about["cases"]["count"], key, overall(table))
+        scored.append(score(dataset, loaded.predictor, loaded.context_frames, name, what, params, device.name()))
+        log.info("scored %s on %d cases of %s: %s", name, scored[-1][0].about["cases"]["count"], key, overall(scored[-1][0]))
     truth = oracle.of_dataset(dataset) if baselines else None
     if truth is not None:  # the floor, beside the baselines and with as much context
         what = {"role": "baseline", "kind": "oracle", "tasks": sorted(truth.tasks), "context_frames": loaded.context_frames}
-        table, kept, squares = score(dataset, truth, loaded.context_frames, "oracle", what, params)
-        tables.append(table)
-        examples.append(kept)
-        by_case.append(squares)
+        scored.append(score(dataset, truth, loaded.context_frames, "oracle", what, params))
+    tables, examples, by_case = zip(*scored, strict=True)
     table = scores.merge(tables)
     cases_table = pd.concat(by_case, ignore_index=True)
     metrics = mean_of_cases(cases_table) if "cases/asked" in dataset else headline(table)

@@ -25,12 +25,7 @@ def by_lead(table: Table, metric: str, variable: str, stratum: str, unit: str) -
             part = rows[rows["model"] == name].sort_values("lead")
             if part.empty:
                 continue
-            line = styles[name]
-            if len(part) > 1:
-                axes.fill_between(part["lead"], part["low"], part["high"], color=line["color"], alpha=0.13, linewidth=0)
-            else:
-                _whisker(axes, part["lead"], part, line)
-            axes.plot(part["lead"], part["value"], label=name, **line)
+            _curve(axes, part, name, styles[name], 0.13)
         axes.set_ylabel(f"{METRICS[metric].title}{in_unit(unit)}")
         _lead_axis(axes, table, rows["lead"])
         if (rows["value"] > 0).all() and rows["value"].max() > 30 * rows["value"].min():
@@ -54,12 +49,7 @@ def skill_by_lead(table: Table, skills: pd.DataFrame, model: str, variable: str,
             part = rows[rows["baseline"] == name].sort_values("lead")
             if part.empty:
                 continue
-            line = styles[name]
-            if len(part) > 1:
-                axes.fill_between(part["lead"], part["low"], part["high"], color=line["color"], alpha=0.15, linewidth=0)
-            else:
-                _whisker(axes, part["lead"], part.assign(value=part["skill"]), line)
-            axes.plot(part["lead"], part["skill"], label=f"against {name}", **line)
+            _curve(axes, part.assign(value=part["skill"]), f"against {name}", styles[name], 0.15)
         bottom = np.nanmin([-0.1, *rows["low"], *rows["skill"]]) if len(rows) else -0.1
         axes.set_ylim(max(bottom, -1.0) - 0.03, 1.0)
         axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.0f} %")
@@ -151,6 +141,15 @@ def _telling(rows: pd.DataFrame, stratum: str) -> pd.DataFrame:
     """Without lead 0 at the sensors themselves, where nearly everybody repeats the reading."""
     later = rows[rows["lead"] > 0]
     return later if stratum == "context" and len(later) else rows
+
+
+def _curve(axes: Axes, part: pd.DataFrame, label: str, line: Mapping[str, Any], alpha: float) -> None:
+    """`value` by lead with its 95 % band; a bar where there is one lead."""
+    if len(part) > 1:
+        axes.fill_between(part["lead"], part["low"], part["high"], color=line["color"], alpha=alpha, linewidth=0)
+    else:
+        _whisker(axes, part["lead"], part, line)
+    axes.plot(part["lead"], part["value"], label=label, **line)
 
 
 def _whisker(axes: Axes, x: Any, part: pd.DataFrame, line: Mapping[str, Any]) -> None:
