@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import atomic, fields, frames_of_blocks, frames_of_fields, frames_of_observations, sensors
+from pipeline.raw import sha256
 from pipeline.recipe import Subsample
 
 log = logging.getLogger(__name__)
@@ -56,11 +57,6 @@ def run(params: Subsample, key: str, *, ingested: Path, checked: Path, out: Path
         {name: int((split == code).sum()) for name, code in sensors.SPLITS.items()},
         len(dataset["cases/frame"]),
     )
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def tree_sha256(folder: Path) -> str:
