@@ -3,6 +3,7 @@
 run.json               name, config, context_frames, strings of the state, DatasetInfo, sha256 of the weights
 weights.safetensors    tensors of the state
 history.csv            the training curve (trained models)
+calibration.json       what its answers are corrected by (models/calibrated.py), where that was asked for
 background/            a copy of the fitted baseline's run folder, where the model has one
 folds/K/               a baseline's run folders for pipeline/folds.py: fitted without fold K of the training data
 """
@@ -23,7 +24,10 @@ from torch import Tensor, nn
 
 from models import registry
 from models.background import WithBackground
+from models.calibrated import Calibrated, Calibration
 from models.contract import DatasetInfo, Predictor
+
+_CALIBRATION = "calibration.json"
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ def save(
     state: Mapping[str, Tensor | str],
     context_frames: int,
     background: Path | None = None,
+    calibration: Calibration | None = None,
 ) -> None:
     """Write a run folder into `folder`, which the caller makes appear atomically (pipeline/atomic.py)."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,6 +66,8 @@ def save(
         "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
     }
     (folder / "run.json").write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
+    if calibration is not None:
+        (folder / _CALIBRATION).write_text(json.dumps(calibration.to_json(), indent=1) + "\n", encoding="utf-8")
     if background is not None:
         shutil.copytree(background, folder / "background", ignore=shutil.ignore_patterns("folds"))
 
@@ -81,6 +88,8 @@ def load(folder: Path, info: DatasetInfo, device: torch.device | str = "cpu") ->
     if found != text["weights_sha256"]:
         raise ValueError(f"{weights} has sha256 {found}, run.json expects {text['weights_sha256']}: the file is damaged, train again")
     predictor = _build(text["name"], text["config"], trained_on, {**load_file(weights), **text["strings"]}, device)
+    if (folder / _CALIBRATION).exists():
+        predictor = Calibrated(predictor, Calibration.from_json(json.loads((folder / _CALIBRATION).read_text(encoding="utf-8"))))
     if (folder / "background").exists():
         predictor = WithBackground(load(folder / "background", info).predictor, predictor)
     return Run(text["name"], predictor, text["config"], trained_on, text["context_frames"], found)

@@ -31,6 +31,7 @@ from models.baselines.fitted import Fitted
 from models.contract import EncodedFrames, FieldBatch, FieldModel, Predictor
 from pipeline import atomic, device, folds, runs
 from pipeline.batches import TrainingBatches, Windows
+from pipeline.calibration import calibrate
 from pipeline.cases import cases
 from pipeline.encoded import EncodedBatches
 from pipeline.estimate import cost
@@ -78,6 +79,7 @@ class Params(Section):
     beside: str | None = None  # a poorer one for every other batch until the last fifth of the steps: there is more to learn from
     context_frames: int | None = Field(default=None, ge=1)  # that an answer is given from; None: those of the last phase
     phases: Any  # a Phase for each of the model's phases
+    calibration: Validation | None = None  # cases that say how the answers are corrected (pipeline/calibration.py); None: they are not
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     seed: int = 0
 
@@ -132,9 +134,15 @@ def run(params: Params, key: str, model: str, *, sensors: Path, baselines: Path,
         kept[name] = {"trained": count(network), "best_step": history.best_step, "validation_loss": history.best_loss}
     if not main:  # another process of the same run writes
         return
+    frames = params.context_frames or phase.windows.context_frames
+    calibration = None
+    if params.calibration:
+        asked = (with_background(batch, prior) for batch in _validation(dataset, frames, params.calibration))
+        calibration = calibrate(network.to(device.name()).eval(), asked, dataset.info, device.name())
     with atomic.writing(out) as folder:
-        frames = params.context_frames or phase.windows.context_frames
-        runs.save(folder, model, params.model.model_dump(mode="json"), dataset.info, network.state_dict(), frames, prior_folder)
+        runs.save(
+            folder, model, params.model.model_dump(mode="json"), dataset.info, network.state_dict(), frames, prior_folder, calibration
+        )
         _write_history(rows, folder / "history.csv")
         summary = {"budget": str(params.budget), "parameters": sum(p.numel() for p in network.parameters()), "phases": kept}
         (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
@@ -278,17 +286,21 @@ class Data(L.LightningDataModule):
         return self.phase.steps * self.phase.accumulate * (self.trainer.world_size if self.trainer else 1)
 
     def val_dataloader(self) -> DataLoader[FieldBatch]:
-        self._seen = self._seen or [with_background(batch, self.prior) for batch in self._validation()]
+        self._seen = self._seen or [
+            with_background(batch, self.prior)
+            for batch in _validation(self.dataset, self.phase.windows.context_frames, self.phase.validation)
+        ]
         return DataLoader(_List(self._seen), batch_size=None, shuffle=False)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> FieldBatch | EncodedFrames:
         return batch.to(device)
 
-    def _validation(self) -> Iterator[FieldBatch]:
-        v = self.phase.validation
-        for part in cases(self.dataset, "validation", self.phase.windows.context_frames, v.leads, v.batch, limit=v.max_cases):
-            points = part.batch.query.mask.shape[2]
-            yield FieldBatch(part.batch.context, part.batch.query.points(slice(None, None, -(-points // v.max_points))))
+
+def _validation(dataset: SensorDataset, context_frames: int, v: Validation) -> Iterator[FieldBatch]:
+    """Some of the frozen validation cases, and some of their points."""
+    for part in cases(dataset, "validation", context_frames, v.leads, v.batch, limit=v.max_cases):
+        points = part.batch.query.mask.shape[2]
+        yield FieldBatch(part.batch.context, part.batch.query.points(slice(None, None, -(-points // v.max_points))))
 
 
 def with_background(batch: FieldBatch, prior: Predictor | None) -> FieldBatch:

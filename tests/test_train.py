@@ -225,7 +225,7 @@ def test_only_held_out_validation_sensors_choose_the_weights(tiny: None, tmp_pat
     dataset = worlds.stations()
     settings = {**SETTINGS["phases"]["fit"], "windows": {"batch": 4, "max_lead": 3, "context_frames": 2, "hide": 2}}
     data = train.Data(dataset, None, validated(settings, train.Phase, "train.stations.tiny.phases.fit"), seed=3)
-    asked = {int(s) for batch in data._validation() for s in batch.query.sensor.unique()}
+    asked = {int(s) for batch in data.val_dataloader() for s in batch.query.sensor.unique()}
     held_test = int((dataset["sensor/role"] == sensors.HELD_TEST).nonzero()[0][0])
     assert held_test not in asked
     assert int((dataset["sensor/role"] == sensors.HELD_VALIDATION).nonzero()[0][0]) in asked
