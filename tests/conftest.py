@@ -6,7 +6,12 @@ import os
 from pathlib import Path
 
 os.environ.update(
-    PREFECT_SERVER_ANALYTICS_ENABLED="false", DO_NOT_TRACK="1", DVC_NO_ANALYTICS="1", GX_ANALYTICS_ENABLED="false", MPLBACKEND="Agg"
+    PREFECT_SERVER_ANALYTICS_ENABLED="false",
+    DO_NOT_TRACK="1",
+    DVC_NO_ANALYTICS="1",
+    GX_ANALYTICS_ENABLED="false",
+    MPLBACKEND="Agg",
+    GOMP_SPINCOUNT="2000",  # as in a stage: workers side by side must not take each other's cores while they wait
 )
 
 import pytest

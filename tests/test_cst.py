@@ -15,6 +15,7 @@ from models.baselines.interpolation import series
 from models.contract import DatasetInfo, FieldBatch, Frames
 from models.cst import sobolev
 from models.cst.config import CstConfig
+from models.cst.layers import Layer
 from models.cst.model import Cst, Tokens
 from tests import worlds
 
@@ -230,6 +231,20 @@ def test_chunks_are_exact_but_in_paper_mode(monkeypatch: pytest.MonkeyPatch) -> 
     whole = answer(model, wide)
     monkeypatch.setattr("models.cst.model._NUMBERS", 1)  # one point at a time
     torch.testing.assert_close(answer(model, wide), whole, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("loud", [1.0, 60.0])
+def test_what_serves_reads_as_what_trains(norm: str, loud: float) -> None:
+    """`loud` makes logits of some thousand, of either sign; of the rows one sees all, one a part, one nothing but the token itself."""
+    torch.manual_seed(0)
+    layer = Layer(CstConfig(horizon=1, width=32, heads=4, norm=norm)).double().eval()
+    for part in (layer.query, layer.key):
+        part.weight.data *= loud
+    x, memory = torch.randn(3, 7, 32).double(), tuple(torch.randn(2, 3, 4, 11, 8).double())
+    mask = torch.rand(3, 1, 11) > 0.5
+    mask[0], mask[2] = True, False
+    torch.testing.assert_close(layer.read(x, memory, mask), layer(x, memory, mask)[0], rtol=1e-9, atol=1e-9)
 
 
 def _frames(frames: Frames, which: slice) -> dict[str, Tensor]:

@@ -1,11 +1,13 @@
 """Layers of CST: places, norms and attention that can be differentiated as often as the loss needs.
 
-Attention and layer norms are written out: the fused kernels have no derivatives of that order. Shapes as in models/cst/model.py.
+In training, attention and layer norms are written out: the fused kernels have no derivatives of that order. Shapes as in
+models/cst/model.py.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.cst.config import CstConfig
@@ -61,8 +63,7 @@ class Layer(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
         """x [B,S,d] sees itself as a whole, or `memory` (keys and values [B,h,R,d/h]) and each token itself; mask [B,1,R or S] says what of
         it. Returns the new x, its own keys and values, and the attention weights averaged over heads."""
-        y = self.norm_attention(x) if self.pre else x
-        query, key, val = (part(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.val))
+        query, key, val = self._projected(x)
         query = query / query.shape[-1] ** 0.5
         seen = (key, val) if memory is None else memory
         logit = query @ seen[0].transpose(-1, -2)  # [B,h,S,K]
@@ -73,6 +74,29 @@ class Layer(nn.Module):
             logit = torch.cat([logit, (query * key).sum(-1, keepdim=True)], -1)
         weights = self.drop_weights(logit.softmax(-1))
         read = weights @ val if memory is None else weights[..., :-1] @ seen[1] + weights[..., -1:] * val
+        return self._mixed(x, read), (key, val), weights.mean(1)
+
+    def read(self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+        """The new x of `forward` with a memory, for evaluation: fused, so it has no weights to show and no higher derivatives.
+
+        All logits are taken relative to that of the token itself, as one more axis of queries and keys. One more key of zeros then stands
+        for the token: its logit is 0, and its value marks the share that the token's own value gets.
+        """
+        query, key, val = self._projected(x)
+        root = query.shape[-1] ** 0.5
+        query = torch.cat([query / root, -(query * key).sum(-1, keepdim=True) / root], -1)
+        keys, values = F.pad(F.pad(memory[0], (0, 1), value=1.0), (0, 0, 0, 1)), F.pad(memory[1], (0, 1, 0, 1))
+        values[..., -1, -1] = 1
+        read = F.scaled_dot_product_attention(query, keys, values, F.pad(mask, (0, 1), value=True).unsqueeze(1), scale=1.0)
+        return self._mixed(x, read[..., :-1] + read[..., -1:] * val)
+
+    def _projected(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Query, key and value of each token, [B,h,S,d/h]."""
+        y = self.norm_attention(x) if self.pre else x
+        return tuple(part(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.val))
+
+    def _mixed(self, x: Tensor, read: Tensor) -> Tensor:
+        """The new x from what the heads read [B,h,S,d/h]."""
         read = self.drop(self.mix(read.transpose(1, 2).flatten(2)))
         if self.pre:
             x = x + read
@@ -80,4 +104,4 @@ class Layer(nn.Module):
         else:
             x = self.norm_attention(x + read)
             x = self.norm_ffn(x + self.drop(self.ffn(x)))
-        return x, (key, val), weights.mean(1)
+        return x

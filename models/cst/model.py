@@ -153,7 +153,7 @@ class Cst(FieldModel):
             for start in range(0, max(q, 1), chunk):
                 part = query.points(slice(start, start + chunk))
                 asked = self._asked(known, context, part)
-                found = self._read(asked, memory)[0] if memory is not None else self._at(real, [asked])[0]
+                found = self._served(asked, memory) if memory is not None else self._at(real, [asked])[0]
                 parts.append(FieldPrediction(self._anchor(found, asked).unflatten(1, (s, -1))))
             return FieldPrediction.concatenate(parts)
         finally:
@@ -311,6 +311,14 @@ class Cst(FieldModel):
             x, _, weights = layer(x, memory=pair, mask=memory.mask)
             maps.append(weights)
         return self._decoded(x), maps
+
+    def _served(self, tokens: Tokens, memory: Memory) -> Tensor:
+        """What `_read` gives, for evaluation."""
+        x = self._embedded(tokens)
+        for layer, pair in zip(self.layers, memory.pairs, strict=True):
+            assert isinstance(layer, Layer)
+            x = layer.read(x, pair, memory.mask)
+        return self._decoded(x)
 
     def _embedded(self, tokens: Tokens) -> Tensor:
         value = tokens.value
