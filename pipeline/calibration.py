@@ -18,8 +18,7 @@ import torch
 from models.calibrated import Calibration, at_seen_sensor
 from models.contract import DatasetInfo, FieldBatch, Predictor
 from pipeline import predict
-from pipeline.metrics import Outcome
-from pipeline.sums import outcome_at
+from pipeline.outcome import Outcome, outcome_at
 
 _FACTORS = np.geomspace(1 / 8, 8, 97)
 _WEIGHTS = np.linspace(0, 1, 51)

@@ -31,9 +31,10 @@ from pipeline import sensors as sensor_data
 from pipeline.bootstrap import Bootstrap
 from pipeline.cases import CaseBatch, cases
 from pipeline.oracle import Oracle
+from pipeline.outcome import outcome_at
 from pipeline.params import Section
 from pipeline.sensors import SensorDataset
-from pipeline.sums import STRATA, Sums, outcome_at
+from pipeline.sums import STRATA, Sums
 
 log = logging.getLogger(__name__)
 

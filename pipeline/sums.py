@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from models.contract import DatasetInfo, FieldPrediction, Frames
+from models.contract import DatasetInfo, FieldPrediction
 from pipeline import scores
 from pipeline.cases import CONTEXT_SENSOR, GRID_POINT, HELD_SENSOR, CaseBatch
-from pipeline.metrics import POINT_STATISTICS, SAMPLE_STATISTICS, STATISTICS, Outcome
+from pipeline.metrics import POINT_STATISTICS, SAMPLE_STATISTICS, STATISTICS
+from pipeline.outcome import outcome_at
 
 STRATA = tuple(scores.STRATA)  # context, held_out, between, field
 _AT_SENSOR = 1e-5  # of half_extent: a grid point this near an observation is the sensor's own
@@ -116,29 +116,3 @@ class Sums:
         sums = pd.DataFrame(self.total[kept], columns=list(STATISTICS))
         wanted = (table["distance"] == "all") | table["stratum"].isin(["held_out", "between"]) & bool(self.edges)
         return pd.concat([table, sums], axis=1)[wanted].reset_index(drop=True)
-
-
-def outcome_at(
-    query: Frames, answer: FieldPrediction, at: tuple[np.ndarray, ...], row: np.ndarray, levels: tuple[float, ...], info: DatasetInfo
-) -> Outcome:
-    """Predictions and truth at the queries `at` = (b, s, q); `row` [P] is the frame of the answer that holds each."""
-    assert query.value is not None
-    b, _, q = at
-
-    def points(tensor: torch.Tensor) -> np.ndarray:
-        return tensor.numpy()[b, row, q].astype(np.float64)
-
-    return Outcome(
-        truth=_physical(query.value.numpy()[at], info),
-        mean=points(answer.mean),
-        scale=None if answer.scale is None else points(answer.scale),
-        quantiles=None if answer.quantiles is None else points(answer.quantiles),
-        samples=None if answer.samples is None else answer.samples.numpy()[:, b, row, q].astype(np.float64),
-        levels=levels,
-        std=np.asarray(info.std),
-        probabilities=None if answer.probabilities is None else points(answer.probabilities),
-    )
-
-
-def _physical(value: np.ndarray, info: DatasetInfo) -> np.ndarray:
-    return value.astype(np.float64) * np.asarray(info.std) + np.asarray(info.mean)

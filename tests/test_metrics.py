@@ -8,7 +8,8 @@ import scoringrules
 
 from pipeline import bootstrap
 from pipeline.bootstrap import Bootstrap
-from pipeline.metrics import METRICS, POINT_STATISTICS, SAMPLE_STATISTICS, Outcome, unit
+from pipeline.metrics import METRICS, POINT_STATISTICS, SAMPLE_STATISTICS, unit
+from pipeline.outcome import Outcome
 
 TRUTH = np.array([[1.0], [2.0], [4.0], [-2.0]])
 MEAN = np.array([[2.0], [2.0], [1.0], [-1.0]])  # errors 1, 0, -3, 1
