@@ -84,8 +84,8 @@ def run(params: Params, key: str, model: str, *, sensors: Path, run: Path, out: 
     folders = runs.folders(run)
     if not folders:
         raise ValueError(f"{run} holds no run folder: fit the baselines or train the model first")
-    baselines = model == BASELINES
-    known = replace(dataset.info, name=params.trained_on or dataset.info.name)
+    baselines = model == BASELINES  # always fitted to the dataset itself
+    known = dataset.info if baselines else replace(dataset.info, name=params.trained_on or dataset.info.name)
     scored = []
     for folder in folders:
         loaded = runs.load(folder, known, device.name())

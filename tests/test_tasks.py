@@ -289,14 +289,30 @@ def test_the_oracle_is_the_floor_of_the_score_table(plane: sensors.SensorDataset
     assert nll["oracle"] == pytest.approx(np.mean(total), abs=1e-4)
     coverage = table.select(metric="coverage_90", stratum="held_out", model="oracle")["value"].item()
     assert 0.85 < coverage < 0.95
-    # Another dataset of the same kind is scored by name only.
+
+
+def test_a_run_is_scored_on_another_dataset_of_its_kind_by_name_and_baselines_on_their_own(
+    plane: sensors.SensorDataset, tmp_path: Path
+) -> None:
     shifted = replace(plane, info=replace(plane.info, name="gp_shifted"))
-    sensors.write(tmp_path / "other.zarr", shifted)
-    with pytest.raises(ValueError, match="name: checkpoint has 'gp', data has 'gp_shifted'"):
-        evaluate.run(how, "gp_shifted", "baselines", sensors=tmp_path / "other.zarr", run=tmp_path / "runs", out=tmp_path / "more")
-    agreed = how.model_copy(update={"trained_on": "gp"})
-    evaluate.run(agreed, "gp_shifted", "baselines", sensors=tmp_path / "other.zarr", run=tmp_path / "runs", out=tmp_path / "more")
-    assert scores.read(tmp_path / "more").about["dataset"] == "gp_shifted"
+    windows = {"max_lead": 0, "batch": 16, "context_points": [8, 24], "query_points": 16}
+    for dataset in (plane, shifted):
+        name = dataset.info.name
+        sensors.write(tmp_path / f"{name}.zarr", dataset)
+        fitted = params.validated(
+            {"steps": 4, "windows": windows, "fit": {"climatology": {}}}, baselines.params_model(name), f"baselines.{name}"
+        )
+        baselines.run(fitted, name, sensors=tmp_path / f"{name}.zarr", out=tmp_path / name)
+    how = evaluate.Params(leads=(0,), batch=8, bootstrap={"draws": 100, "run": 1, "seed": 0})
+    agreed = how.model_copy(update={"trained_on": plane.info.name})
+    place = tmp_path / "gp_shifted.zarr"
+    run = tmp_path / plane.info.name / "climatology"
+    with pytest.raises(ValueError, match=f"name: checkpoint has '{plane.info.name}', data has 'gp_shifted'"):
+        evaluate.run(how, "gp_shifted", "some_model", sensors=place, run=run, out=tmp_path / "scores")
+    evaluate.run(agreed, "gp_shifted", "some_model", sensors=place, run=run, out=tmp_path / "scores")
+    assert scores.read(tmp_path / "scores").about["dataset"] == "gp_shifted"
+    evaluate.run(agreed, "gp_shifted", "baselines", sensors=place, run=tmp_path / "gp_shifted", out=tmp_path / "floors")
+    assert set(scores.read(tmp_path / "floors").about["models"]) == {"climatology", "oracle"}
 
 
 def test_space_and_time_tasks_ask_the_next_frame(tmp_path: Path) -> None:
