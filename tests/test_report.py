@@ -97,6 +97,19 @@ def test_the_page_says_what_data_split_quality_and_recipe_it_rests_on(gridded: P
     assert json.loads((gridded / "runs" / "mine" / "run.json").read_text())["weights_sha256"] in page
 
 
+def test_the_page_shows_how_validation_cases_corrected_a_model(gridded: Path, tmp_path: Path) -> None:
+    assert "<h3>Calibration" not in text(gridded)
+    for part in ("checked", "runs", "scores", "data.zarr"):
+        shutil.copytree(gridded / part, tmp_path / part)
+    tables = {"weight": [[[0.25], [0.75]], [[1.0], [1.0]]], "factor": [[[1.0], [2.5]], [[1.0], [1.0]]]}
+    (tmp_path / "runs" / "mine" / "calibration.json").write_text(json.dumps({"leads": [0.0, 2.0], **tables}))
+    build(tmp_path, tmp_path / "report", (0, 1, 2))
+    page = text(tmp_path)
+    rows = page[page.index("<h3>Calibration") :].split("</table>")[0].split("<tr>")[1:]
+    assert ["lead 0" in rows[0], "lead 2" in rows[0], len(rows)] == [True, True, 2]  # at the context's sensors nothing changed
+    assert [said in rows[1] for said in ("mine", "elsewhere", "0.25 × 1.00", "0.75 × 2.50")] == [True] * 4
+
+
 def test_losses_are_said_like_wins(gridded: Path) -> None:
     summary = json.loads((gridded / "report" / "summary.json").read_text())
     assert summary["headline"][0].startswith("Forecast at all grid points: mine ")

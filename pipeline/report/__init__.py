@@ -74,6 +74,7 @@ def run(params: Params, key: str, *, checked: Path, sensors: Path, runs: Path, s
             stations=pictures.stations(data, table, examples),
             maps=pictures.maps(data, table, forecasts),
             training=trained.training(runs, table.models),
+            calibrations=trained.calibrations(runs, table.models, data.info.variables),
             recipe=json.dumps(data.recipe, indent=1),
             inputs=dict(data.inputs),
             configs=trained.configs(runs),

@@ -36,6 +36,27 @@ def budgets(folder: Path, models: Sequence[str]) -> dict[str, str]:
     return {model: summary(folder / model)["budget"] for model in models if (folder / model / "summary.json").exists()}
 
 
+def calibrations(folder: Path, models: Sequence[str], variables: Sequence[str]) -> dict[str, Any]:
+    """How validation cases corrected the answers of each model: `leads`, and rows of a weight and a factor for each of them, None where
+    they did not say. A row that changes nothing is left out."""
+    found = {
+        model: json.loads(path.read_text(encoding="utf-8")) for model in models if (path := folder / model / "calibration.json").exists()
+    }
+    leads = sorted({lead for one in found.values() for lead in one["leads"]})
+    rows = []
+    for model, one in found.items():
+        for place, where in enumerate(("elsewhere", "at sensors of the context")):  # as in models/calibrated.py
+            for v, variable in enumerate(variables):
+                pairs = {
+                    lead: (weight[v], factor[v])
+                    for lead, weight, factor in zip(one["leads"], one["weight"][place], one["factor"][place], strict=True)
+                }
+                if set(pairs.values()) != {(1.0, 1.0)}:
+                    name = model if len(variables) == 1 else f"{model}, {variable}"
+                    rows.append({"name": name, "where": where, "cells": [pairs.get(lead) for lead in leads]})
+    return {"leads": leads, "rows": rows}
+
+
 def summary(run: Path) -> dict[str, Any]:
     """What training says of a run: its budget, its parameters, its phases."""
     return dict(json.loads((run / "summary.json").read_text(encoding="utf-8")))
