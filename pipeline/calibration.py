@@ -1,15 +1,16 @@
 """What a trained model's answers are to be corrected by, from the frozen validation cases (models/calibrated.py says what is done with it).
 
-The weight of a correction to a background, within [0, 1], and the factor of a spread are those of least CRPS (squared errors and the
-likelihood would follow the few largest misses); of a model that states a mean alone, the weight is that of least squared error. A lead
-with few questions says little, and is left as it is.
+Scores are CRPS (squared errors and the likelihood would follow the few largest misses), or squared errors of a model that states a mean
+alone. The weight of a correction to a background, within [0, 1], and the factor of a spread are those nearest to 1 whose score is worse
+than the best one by no more than its standard error over the blocks of the cases (the one-standard-error rule of Breiman et al. 1984). So
+a few days of validation, which say little of another season, change little, and a single block changes nothing.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,16 +23,23 @@ from pipeline.outcome import Outcome, outcome_at
 
 _FACTORS = np.geomspace(1 / 8, 8, 97)
 _WEIGHTS = np.linspace(0, 1, 51)
-_ROUNDS = 3
-_FEWEST = 50  # questions of a lead
+_ROUNDS = 3  # weight and factor are found in turn
 
 
-def calibrate(model: Predictor, batches: Iterable[FieldBatch], info: DatasetInfo, device: str = "cpu") -> Calibration:
-    """From cases with the background that `model` corrects, if it corrects one, all asked at the same leads."""
-    outcomes: dict[tuple[int, int], list[Outcome]] = defaultdict(list)
-    priors: dict[tuple[int, int], list[np.ndarray]] = defaultdict(list)
+@dataclass
+class _Asked:
+    """The questions of one lead at one kind of place, batch by batch."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    priors: list[np.ndarray] = field(default_factory=list)  # means of the background [P,C], none where there is none
+    blocks: list[np.ndarray] = field(default_factory=list)  # [P]
+
+
+def calibrate(model: Predictor, batches: Iterable[tuple[FieldBatch, np.ndarray]], info: DatasetInfo, device: str = "cpu") -> Calibration:
+    """From cases, all asked at the same leads, with the background that `model` corrects, if it corrects one, and their blocks [B]."""
+    asked: dict[tuple[int, int], _Asked] = defaultdict(_Asked)
     leads: tuple[float, ...] = ()
-    for batch in batches:
+    for batch, block in batches:
         context, query = batch.context, batch.query
         with torch.inference_mode():
             answer = predict.physical(model.predict(context.to(device), query.to(device)), info)
@@ -39,36 +47,48 @@ def calibrate(model: Predictor, batches: Iterable[FieldBatch], info: DatasetInfo
         seen = at_seen_sensor(context, query)
         for group in (0, 1):
             for lead in range(len(leads)):
-                b, q = (query.mask[:, lead] & (seen[:, lead] == bool(group))).nonzero(as_tuple=True)
-                at = (b.numpy(), np.full(len(b), lead), q.numpy())
-                outcomes[group, lead].append(outcome_at(query, answer, at, at[1], model.levels, info))
+                b, q = (x.numpy() for x in (query.mask[:, lead] & (seen[:, lead] == bool(group))).nonzero(as_tuple=True))
+                here, at = asked[group, lead], (b, np.full(len(b), lead), q)
+                here.outcomes.append(outcome_at(query, answer, at, at[1], model.levels, info))
+                here.blocks.append(block[b])
                 if query.background is not None:
                     prior = query.background.detach().cpu().numpy()[at].astype(np.float64)
-                    priors[group, lead].append(prior * np.asarray(info.std) + np.asarray(info.mean))
-    found = [[_of_lead(outcomes[g, s], priors[g, s]) for s in range(len(leads))] for g in (0, 1)]
+                    here.priors.append(prior * np.asarray(info.std) + np.asarray(info.mean))
+    found = [[_of_lead(asked[group, lead]) for lead in range(len(leads))] for group in (0, 1)]
     weight, factor = (tuple(tuple(pair[i] for pair in group) for group in found) for i in (0, 1))
     return Calibration(leads, weight, factor)
 
 
-def _of_lead(outcomes: list[Outcome], priors: list[np.ndarray]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Weight and factor of every variable, found in turn."""
-    asked = _joined(outcomes)
-    points, variables = asked.truth.shape
-    if points < _FEWEST:
-        return (1.0,) * variables, (1.0,) * variables
-    certain = asked.distribution in ("mean only", "classes")
-    prior = np.concatenate(priors) if priors else asked.mean
-    step = asked.mean - prior
-    weight, factor = np.ones(variables), np.ones(variables)
-    for _ in range(_ROUNDS):
-        if priors:
-            tried = [_widened(_moved(asked, prior + share * step), factor) for share in _WEIGHTS]
-            losses = np.array([(o.error**2 if certain else o.crps()).mean(axis=0) for o in tried])
-            weight = _WEIGHTS[len(_WEIGHTS) - 1 - losses[::-1].argmin(axis=0)]  # of equals the largest
+def _of_lead(asked: _Asked) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Weight and factor of every variable."""
+    outcome, block = _joined(asked.outcomes), np.unique(np.concatenate(asked.blocks), return_inverse=True)[1]
+    certain = outcome.distribution in ("mean only", "classes")
+    prior = np.concatenate(asked.priors) if asked.priors else outcome.mean
+    step = outcome.mean - prior
+    weight, factor = np.ones(outcome.truth.shape[1]), np.ones(outcome.truth.shape[1])
+
+    def score(weight: float | np.ndarray, factor: float | np.ndarray) -> np.ndarray:
+        tried = _widened(_moved(outcome, prior + weight * step), factor)
+        return tried.error**2 if certain else tried.crps()
+
+    for _ in range(_ROUNDS if block.any() else 0):  # one block has no standard error
+        if asked.priors:
+            weight = _modest(_WEIGHTS, lambda w: score(w, factor), block)  # noqa: B023 - called at once
         if not certain:
-            moved = _moved(asked, prior + weight * step)
-            factor = _FACTORS[np.argmin([_widened(moved, f).crps().mean(axis=0) for f in _FACTORS], axis=0)]
+            factor = _modest(_FACTORS, lambda f: score(weight, f), block)  # noqa: B023
     return tuple(float(f"{w:.4g}") for w in weight), tuple(float(f"{f:.4g}") for f in factor)
+
+
+def _modest(candidates: np.ndarray, score: Callable[[float], np.ndarray], block: np.ndarray) -> np.ndarray:
+    """Of every variable [C] the candidate nearest to 1 whose score [P,C] cannot be told from the best one's, given the `block` [P]."""
+    count = np.bincount(block)
+    sums = np.array([[np.bincount(block, column) for column in score(candidate).T] for candidate in candidates])  # [K,C,B]
+    best = sums.sum(axis=2).argmin(axis=0)
+    worse = sums - np.take_along_axis(sums, best[None, :, None], axis=0)
+    mean = worse.sum(axis=2, keepdims=True) / count.sum()
+    error = np.sqrt(np.square(worse - mean * count).sum(axis=2) * len(count) / (len(count) - 1)) / count.sum()
+    away = np.where(mean[..., 0] <= error, np.abs(np.log(np.maximum(candidates, 1e-9)))[:, None], np.inf)
+    return candidates[away.argmin(axis=0)]
 
 
 def _joined(parts: list[Outcome]) -> Outcome:

@@ -62,7 +62,7 @@ def coordinates(params: Params) -> xr.Dataset:
         {
             "title": "Flow past a cylinder in a channel",
             "source": "lattice Boltzmann simulation (pipeline/cylinder_flow.py), a substitute for doi 10.48550/arXiv.2010.03409",
-            "history": "simulated with two relaxation times and bounce-back",
+            "history": "simulated with one relaxation time, regularised, and bounce-back",
             "geometry": "plane",
         },
     )

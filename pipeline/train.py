@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+import numpy as np
 import torch
 from pydantic import Field, create_model, model_validator
 from torch import Tensor, nn
@@ -137,7 +138,7 @@ def run(params: Params, key: str, model: str, *, sensors: Path, baselines: Path,
     frames = params.context_frames or phase.windows.context_frames
     calibration = None
     if params.calibration:
-        asked = (with_background(batch, prior) for batch in _validation(dataset, frames, params.calibration))
+        asked = ((with_background(batch, prior), block) for batch, block in _validation(dataset, frames, params.calibration))
         calibration = calibrate(network.to(device.name()).eval(), asked, dataset.info, device.name())
     with atomic.writing(out) as folder:
         runs.save(
@@ -288,7 +289,7 @@ class Data(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[FieldBatch]:
         self._seen = self._seen or [
             with_background(batch, self.prior)
-            for batch in _validation(self.dataset, self.phase.windows.context_frames, self.phase.validation)
+            for batch, _ in _validation(self.dataset, self.phase.windows.context_frames, self.phase.validation)
         ]
         return DataLoader(_List(self._seen), batch_size=None, shuffle=False)
 
@@ -296,11 +297,11 @@ class Data(L.LightningDataModule):
         return batch.to(device)
 
 
-def _validation(dataset: SensorDataset, context_frames: int, v: Validation) -> Iterator[FieldBatch]:
-    """Some of the frozen validation cases, and some of their points."""
+def _validation(dataset: SensorDataset, context_frames: int, v: Validation) -> Iterator[tuple[FieldBatch, np.ndarray]]:
+    """Some of the frozen validation cases, and some of their points; with the block of each case."""
     for part in cases(dataset, "validation", context_frames, v.leads, v.batch, limit=v.max_cases):
         points = part.batch.query.mask.shape[2]
-        yield FieldBatch(part.batch.context, part.batch.query.points(slice(None, None, -(-points // v.max_points))))
+        yield FieldBatch(part.batch.context, part.batch.query.points(slice(None, None, -(-points // v.max_points)))), part.block
 
 
 def with_background(batch: FieldBatch, prior: Predictor | None) -> FieldBatch:
