@@ -59,7 +59,8 @@ def trained(path: Path, horizon: int, steps: int, folder: Path) -> Scent:
         "steps": steps,
         "validate_every": steps,  # the last weights
     }
-    change = {"model": {"horizon": horizon, "loss": "relative_mse"}, "background": None, "beside": None, "phases": {"fit": fit}}
+    whole = {"background": None, "beside": None, "calibration": None}
+    change = {"model": {"horizon": horizon, "loss": "relative_mse"}, **whole, "phases": {"fit": fit}}
     out = folder / "run"
     train.run(section("train.ns.scent", train.params_model("ns", "scent"), change), "ns", "scent", sensors=path, baselines=folder, out=out)
     model = runs.load(out, sensors.read(path).info).predictor
