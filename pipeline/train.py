@@ -120,6 +120,13 @@ def run(params: Params, key: str, model: str, *, sensors: Path, baselines: Path,
     rows: list[dict[str, Any]] = []
     kept: dict[str, Any] = {}
     main = True
+    *_, (_, last) = params.phases
+    frames = params.context_frames or last.windows.context_frames
+    if params.calibration:  # what cannot be answered must not be found out after the training
+        batch, _ = next(_calibrating(params, dataset, frames, prior))
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            network.eval().predict(batch.context, batch.query)
+        network.train()
     for number, (name, phase) in enumerate(params.phases):
         torch.manual_seed(_seed(params.seed, number))
         network.begin(name)
@@ -135,11 +142,9 @@ def run(params: Params, key: str, model: str, *, sensors: Path, baselines: Path,
         kept[name] = {"trained": count(network), "best_step": history.best_step, "validation_loss": history.best_loss}
     if not main:  # another process of the same run writes
         return
-    frames = params.context_frames or phase.windows.context_frames
     calibration = None
     if params.calibration:
-        asked = ((with_background(batch, prior), block) for batch, block in _validation(dataset, frames, params.calibration))
-        calibration = calibrate(network.to(device.name()).eval(), asked, dataset.info, device.name())
+        calibration = calibrate(network.to(device.name()).eval(), _calibrating(params, dataset, frames, prior), dataset.info, device.name())
     with atomic.writing(out) as folder:
         runs.save(
             folder, model, params.model.model_dump(mode="json"), dataset.info, network.state_dict(), frames, prior_folder, calibration
@@ -148,6 +153,12 @@ def run(params: Params, key: str, model: str, *, sensors: Path, baselines: Path,
         summary = {"budget": str(params.budget), "parameters": sum(p.numel() for p in network.parameters()), "phases": kept}
         (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     atomic.remove(resume.parent)
+
+
+def _calibrating(params: Params, dataset: SensorDataset, frames: int, prior: Predictor | None) -> Iterator[tuple[FieldBatch, np.ndarray]]:
+    """The cases that a calibration is found from, with their background and blocks."""
+    assert params.calibration
+    return ((with_background(batch, prior), block) for batch, block in _validation(dataset, frames, params.calibration))
 
 
 def _fit(training: Training, data: Data, precision: Any, resume: Path) -> tuple[History, bool]:

@@ -199,3 +199,31 @@ def test_training_ends_with_a_calibration_that_validation_cases_bear_out(tmp_pat
                 error = predictor.predict(part.batch.context, part.batch.query).mean - part.batch.query.value
             lost[name] += float((error[part.batch.query.mask] ** 2).sum())
     assert lost["calibrated"] < min(lost["plain"], lost["background"])
+
+
+def test_a_lead_that_cannot_be_answered_is_found_out_before_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.FIELD_MODELS, "tiny", "tests.tiny_model:Tiny")
+    sensors.write(tmp_path / "s.zarr", worlds.stations(hours=600))
+    phase = {"windows": {"max_lead": 4, "batch": 8}, "validation": {"leads": [0]}, "steps": 4, "validate_every": 4, "learning_rate": 0.03}
+    whole = {"model": {"width": 4}, "phases": {"fit": phase}, "calibration": {"leads": [0, 2]}}
+    params = validated(whole, train.params_model("stations", "tiny"), "train.stations.tiny")
+
+    def refusing(self: Tiny, context: Frames, query: Frames) -> FieldPrediction:
+        raise ValueError("lead 2 is beyond the horizon")
+
+    monkeypatch.setattr(Tiny, "predict", refusing)
+    monkeypatch.setattr(train, "_fit", lambda *_: pytest.fail("it trained"))
+    with pytest.raises(ValueError, match="beyond the horizon"):
+        train.run(params, "stations", "tiny", sensors=tmp_path / "s.zarr", baselines=tmp_path, out=tmp_path / "tiny")
+
+
+def test_a_calibration_does_not_change_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny has dropout: a network left in evaluation, or numbers drawn on the way, would end in other weights."""
+    monkeypatch.setitem(registry.FIELD_MODELS, "tiny", "tests.tiny_model:Tiny")
+    sensors.write(tmp_path / "s.zarr", worlds.stations(hours=600))
+    phase = {"windows": {"max_lead": 4, "batch": 8}, "validation": {"leads": [0]}, "steps": 8, "validate_every": 4, "learning_rate": 0.03}
+    for name, calibration in (("plain", None), ("calibrated", {"leads": [0, 2]})):
+        whole = {"model": {"width": 4}, "phases": {"fit": phase}, "calibration": calibration}
+        params = validated(whole, train.params_model("stations", "tiny"), "train.stations.tiny")
+        train.run(params, "stations", "tiny", sensors=tmp_path / "s.zarr", baselines=tmp_path, out=tmp_path / name)
+    assert (tmp_path / "plain" / "weights.safetensors").read_bytes() == (tmp_path / "calibrated" / "weights.safetensors").read_bytes()

@@ -26,6 +26,7 @@ TINY: Mapping[str, Any] = {
     "baselines.ns": {"windows": {"max_lead": 4, "batch": 4, "query_points": 200, "query_frames": 2}, "steps": 6},
     "train.ns.scent": {
         "model": {"horizon": 4, "width": 16, "heads": 2, "latents": 8, "processor_layers": 1, "cen_layers": 0, "cn_layers": 0, "bands": 4},
+        "calibration": {"leads": [0, 1, 3], "batch": 4},
     },
     "train.ns.scent.phases.fit": {
         "windows": {"max_lead": 4, "batch": 4, "query_points": 64},
