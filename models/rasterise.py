@@ -10,10 +10,11 @@ arXiv 1910.13556, section 4. On a torus distances and cells wrap around. Both di
 
 from __future__ import annotations
 
-import itertools
+import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _EPS = 1e-8  # a density below this counts as no observation
@@ -60,7 +61,9 @@ def set_convolution(position: Tensor, value: Tensor, mask: Tensor, grid: Grid, l
     away = grid.axes.unsqueeze(1) - position.unsqueeze(-1)  # [R,N,D,G]
     if grid.period is not None:
         away = away - grid.period * (away / grid.period).round()
-    kernel = (-0.5 * (away / length).square()).exp()
+    # Denormal numbers take ten times as long as others: no product over the axes becomes one.
+    faint = math.log(torch.finfo(away.dtype).tiny) / position.shape[-1]
+    kernel = (-0.5 * (away / length).square()).clamp(min=faint).exp()
     total = torch.cat([mask.unsqueeze(-1).to(value.dtype), value], -1)  # [R,N,1+C]
     # The kernel is a product over the axes: the last axes are spread out first, then all observations are summed along the first one.
     for axis in range(position.shape[-1] - 1, 0, -1):
@@ -78,17 +81,17 @@ def interpolate(field: Tensor, position: Tensor, grid: Grid) -> Tensor:
     rows, space = field.shape[0], position.shape[-1]
     cell = (position - grid.start.unsqueeze(1)) / grid.step
     cell = cell % grid.nodes if grid.period is not None else cell.clamp(0, grid.nodes - 1)
-    low = cell.detach().floor().clamp(max=grid.nodes - 1).long()
+    low = cell.detach().floor().clamp(max=grid.nodes - 1)
     share = cell - low
-    row = torch.arange(rows, device=low.device).unsqueeze(1) * grid.nodes**space
-    flat = field.flatten(0, -2)
-    out = field.new_zeros(())
-    for corner in itertools.product((0, 1), repeat=space):
-        up = torch.tensor(corner, device=low.device)
-        node = (low + up) % grid.nodes if grid.period is not None else (low + up).clamp(max=grid.nodes - 1)
-        weight = torch.where(up.bool(), share, 1 - share).prod(-1, keepdim=True)
-        index = row
-        for axis in range(space):
-            index = index + node[..., axis] * grid.nodes ** (space - 1 - axis)
-        out = out + weight * flat.index_select(0, index.flatten()).view(*index.shape, -1)
-    return out
+    # All corners of a cell in one sum: each axis adds a pair of nodes, with their weights, to those of the axes before it.
+    node = torch.arange(rows, device=low.device).view(rows, 1, 1)  # [R,Q,corners], of the flattened field
+    weight = torch.ones_like(cell[..., :1])
+    for axis in range(space):
+        pair = low[..., axis : axis + 1].long() + torch.arange(2, device=low.device)
+        pair = pair % grid.nodes if grid.period is not None else pair.clamp(max=grid.nodes - 1)
+        node = (node.unsqueeze(-1) * grid.nodes + pair.unsqueeze(-2)).flatten(2)
+        part = torch.stack([1 - share[..., axis], share[..., axis]], -1)
+        weight = (weight.unsqueeze(-1) * part.unsqueeze(-2)).flatten(2)
+    flat = field.flatten(0, -2).to(torch.promote_types(field.dtype, weight.dtype))
+    read = F.embedding_bag(node.flatten(0, 1), flat, mode="sum", per_sample_weights=weight.flatten(0, 1).to(flat.dtype))
+    return read.unflatten(0, position.shape[:2])
