@@ -275,8 +275,8 @@ def test_bases_start_equal_or_at_scales_of_their_own(form: Form) -> None:
     if form == "scalar":
         assert (spread.weights[0] == -1).all()
         return
-    a, b = spread.weights[0], spread.weights[1]
-    torch.testing.assert_close(a.sum(1), torch.ones(2))
+    a, b = spread(torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 2)).weights[:2]
+    assert (a == same.weights[0]).all()
     reach = 1 / b if form == "exponential" else b.rsqrt()
     torch.testing.assert_close(reach[:, [0, -1]], torch.tensor([[2.0, 0.1]]).repeat(2, 1))
     torch.testing.assert_close(reach[:, 1:].log().diff(dim=1), reach[:, :-1].log().diff(dim=1))

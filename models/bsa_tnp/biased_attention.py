@@ -79,7 +79,9 @@ class DistanceBias(nn.Module):
     """The weights of a bias; makes the group for some queries and keys.
 
     `reach` None: every basis starts equal, as published, and nothing ever tells them apart. `reach` (far, near): their length scales, where
-    the exponent is -1, start log-spaced between the two distances, and a as 1/F, so that together they start as high as one.
+    the exponent is -1, start log-spaced between the two distances. The a start as published: together they must tower over the products of
+    queries and keys, or attention begins nearly uniform and takes most of a short training to find out that near is what counts. What is
+    learned are then the logarithms of the b: an optimiser's step is a share of a scale, be it long or short.
     """
 
     def __init__(
@@ -95,16 +97,18 @@ class DistanceBias(nn.Module):
         if form == "scalar" and bases != 1:
             raise ValueError(f"a scalar bias has one basis, found {bases}: set it to 1")
         self.form, self.metric, self.period = form, metric, period
+        self.logarithmic = reach is not None and form != "scalar"
         start = [torch.full((heads, bases), float(value)) for value in START[form]]
-        if reach is not None and form != "scalar":
+        if reach is not None and self.logarithmic:
             power = -1 if form == "exponential" else -2
-            start[0] /= bases
-            start[1] = torch.logspace(math.log10(reach[0]), math.log10(reach[1]), bases).pow(power).repeat(heads, 1)
+            start[1] = torch.linspace(math.log(reach[0]), math.log(reach[1]), bases).mul(power).repeat(heads, 1)
         self.weights = nn.ParameterList(start)
 
     def forward(self, query: Tensor, key: Tensor) -> Group:
         """query [R|1,S|1,Q|1,D], key [R|1,M,D]."""
         weights = tuple(self.weights)
+        if self.logarithmic:
+            weights = (weights[0], weights[1].exp(), *weights[2:])
         if not torch.is_grad_enabled() and all(torch.equal(w, w[:, :1].expand_as(w)) for w in weights[1:]):
             weights = (weights[0].sum(1, keepdim=True), *[w[:, :1] for w in weights[1:]])  # equal bases cost one
         return Group(query, key, weights, self.form, self.metric, self.period)
