@@ -28,6 +28,10 @@ BASELINES = {
     "case_inverse_distance": "models.baselines.per_case:CaseInverseDistance",
     "case_forest": "models.baselines.case_trees:CaseForest",
     "case_boosting": "models.baselines.case_trees:CaseBoosting",
+    "case_arima": "models.baselines.case_arima:CaseArima",
+    "case_nbeats": "models.baselines.case_nbeats:CaseNbeats",
+    "case_nsgp": "models.baselines.case_nsgp:CaseNsgp",
+    "case_sage": "models.baselines.case_sage:CaseSage",
 }
 
 

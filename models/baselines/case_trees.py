@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from sklearn.ensemble import GradientBoostingRegressor, RandomForestRegressor
 
-from models.baselines.per_case import PerCase
+from models.baselines.per_case import Case, PerCase, certain
 from models.contract import DatasetInfo
 
 
@@ -22,10 +22,11 @@ class CaseForest(PerCase):
         super().__init__(info)
         self.config = config
 
-    def answers(self, known: np.ndarray, value: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    def answers(self, case: Case) -> tuple[np.ndarray, np.ndarray]:
+        known, asked = case.scaled()
         forest = RandomForestRegressor(self.config.trees, random_state=self.config.seed)
-        columns = [forest.fit(known, column).predict(asked) for column in value.T]
-        return np.stack(columns, axis=-1)
+        columns = [forest.fit(known, column).predict(asked) for column in case.value.T]
+        return certain(np.stack(columns, axis=-1))
 
 
 class CaseBoosting(PerCase):
@@ -39,7 +40,8 @@ class CaseBoosting(PerCase):
         super().__init__(info)
         self.config = config
 
-    def answers(self, known: np.ndarray, value: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    def answers(self, case: Case) -> tuple[np.ndarray, np.ndarray]:
+        known, asked = case.scaled()
         model = GradientBoostingRegressor(n_estimators=self.config.rounds, random_state=self.config.seed)
-        columns = [model.fit(known, column).predict(asked) for column in value.T]
-        return np.stack(columns, axis=-1)
+        columns = [model.fit(known, column).predict(asked) for column in case.value.T]
+        return certain(np.stack(columns, axis=-1))

@@ -1,13 +1,14 @@
 """Baselines that are fitted anew to the context of each case, as block protocols do: place and time in, value out.
 
-Inputs are minutes of the local day plus 1440 for each day of the window before it, and the position, each scaled to 0..1 by the smallest
-and the largest of the context; days of the window without a frame are not counted, as the AirDelhi benchmark counts files. The standard
-deviation is one number a variable, the root mean square error of training questions: enough to be a background.
+Minutes are those of the local day plus 1440 for each day of the window before it; days of the window without a frame are not counted, as
+the AirDelhi benchmark counts files. A baseline may say how sure it is of one answer against another; how large its errors are is one
+number a variable, measured on training questions: enough to be a background.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,72 +22,124 @@ from models.contract import DatasetInfo, FieldBatch, FieldPrediction, Frames
 _ENOUGH = 3000  # residuals for the standard deviation
 
 
-class PerCase(Fitted):
-    """Subclasses say how a case's answers [Q,C] follow from its context; `fit` only measures how well they do."""
+@dataclass(frozen=True)
+class Points:
+    """Where and when something was observed or is asked."""
 
-    parts = ("error",)  # [C]
+    minute: np.ndarray  # [N] of the local day, plus 1440 a day; without a calendar the time as it is
+    place: np.ndarray  # [N,D] in the dataset's position unit, from its centre
+    frame: np.ndarray  # [N] int, number of the frame; 0 is the first of the context
+
+    @property
+    def inputs(self) -> np.ndarray:
+        """[N,1+D]"""
+        return np.concatenate([self.minute[:, None], self.place], axis=1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a case knows, at least one observation, and what it is asked."""
+
+    known: Points  # by time, then place and value
+    value: np.ndarray  # [N,C]
+    asked: Points
+    frames: int  # of the context
+
+    def scaled(self) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs [N,1+D] of what is known and [Q,1+D] of what is asked, 0 and 1 being the least and the greatest of what is known."""
+        known, asked = self.known.inputs, self.asked.inputs
+        low, span = known.min(0), np.ptp(known, axis=0)
+        span[span == 0] = 1
+        return (known - low) / span, (asked - low) / span
+
+
+class PerCase(Fitted):
+    """Subclasses say how answers follow from a case; `fit` only measures how large their errors are."""
+
+    parts = ("error",)  # [C] standard deviation of an answer whose stated scale is 1
 
     def __init__(self, info: DatasetInfo) -> None:
         super().__init__(info)
         if info.period:
             raise ValueError(f"{type(self).__name__} scales places on a plane, and {info.name} lies on a torus")
 
-    def answers(self, known: np.ndarray, value: np.ndarray, asked: np.ndarray) -> np.ndarray:
-        """Answers [Q,C] at scaled inputs `asked` [Q,1+D], from scaled inputs [N,1+D] and values [N,C] of the context, N > 0."""
+    def answers(self, case: Case) -> tuple[np.ndarray, np.ndarray]:
+        """Means [Q,C] and their scales [Q,C] up to a factor common to all cases: `certain` where none is surer than another."""
         raise NotImplementedError
 
     def fit(self, batches: Iterable[FieldBatch]) -> None:
-        parts: list[Tensor] = []
+        """The factor of the scales is the one that makes the mean variance of training questions their mean squared error."""
+        errors: list[Tensor] = []
+        scales: list[Tensor] = []
         for batch in batches:
             query = batch.query
             assert query.value is not None
-            parts.append((query.value.double() - self._mean(batch.context, query))[query.mask])
-            if sum(map(len, parts)) >= _ENOUGH:
+            mean, scale = self._answers(batch.context, query)
+            errors.append((query.value.double() - mean)[query.mask])
+            scales.append(scale[query.mask])
+            if sum(map(len, errors)) >= _ENOUGH:
                 break
-        if not any(map(len, parts)):
+        if not any(map(len, errors)):
             raise ValueError(f"{self.info.name}: no training batch holds an answered question: there is no error to measure")
-        self._state = {"error": torch.cat(parts).square().mean(0).sqrt()}
+        error, scale = torch.cat(errors), torch.cat(scales)
+        self._state = {"error": (error.square().mean(0) / scale.square().mean(0)).sqrt()}
 
     def predict(self, context: Frames, query: Frames) -> FieldPrediction:
-        mean = self._mean(context, query).to(query.position)
-        error = self.tensor("error", mean).to(mean).clamp(min=FLOOR)
+        mean, scale = (tensor.to(query.position) for tensor in self._answers(context, query))
+        stated = (self.tensor("error", mean).to(mean) * scale).clamp(min=FLOOR)
         known = context.mask.any(-1).any(-1)[:, None, None, None]
-        return FieldPrediction(mean, torch.where(known, error.expand_as(mean), 1.0))
+        return FieldPrediction(mean, torch.where(known, stated, 1.0))
 
-    def _mean(self, context: Frames, query: Frames) -> Tensor:
-        """[B,S,Q,C] float64; the climate of the training split, 0, where nothing was observed, and at what is not asked."""
+    def _answers(self, context: Frames, query: Frames) -> tuple[Tensor, Tensor]:
+        """Mean and scale [B,S,Q,C] float64; 0, the climate of the training split, where nothing was observed, and at what is not asked."""
         assert context.value is not None
         value = context.value.double().cpu().numpy()
-        seen, asked = context.mask.cpu().numpy(), query.mask.cpu().numpy()
-        known, questions = _inputs(context, query, self.info)
-        mean = np.zeros((*asked.shape, value.shape[-1]))
+        seen, wanted = context.mask.cpu().numpy(), query.mask.cpu().numpy()
+        known, asked = _points(context, query, self.info)
+        mean = np.zeros((*wanted.shape, value.shape[-1]))
+        scale = np.ones_like(mean)
         for b in range(len(mean)):
-            if not seen[b].any() or not asked[b].any():
+            if not seen[b].any() or not wanted[b].any():
                 continue
-            inputs, observed, wanted = known[b][seen[b]], value[b][seen[b]], questions[b][asked[b]]
-            order = np.lexsort([*observed.T, *inputs.T[::-1]])  # by time, so that the order within a frame does not matter to a forest
-            inputs, observed = inputs[order], observed[order]
-            low, span = inputs.min(0), np.ptp(inputs, axis=0)
-            span[span == 0] = 1
-            mean[b][asked[b]] = self.answers((inputs - low) / span, observed, (wanted - low) / span)
-        return torch.from_numpy(mean).to(query.position.device)
+            observed, points = value[b][seen[b]], _at(known, b, seen[b])
+            order = np.lexsort([*observed.T, *points.inputs.T[::-1]])  # so that the order within a frame does not matter to a forest
+            points = Points(points.minute[order], points.place[order], points.frame[order])
+            case = Case(points, observed[order], _at(asked, b, wanted[b]), context.mask.shape[1])
+            mean[b][wanted[b]], scale[b][wanted[b]] = self.answers(case)
+        return torch.from_numpy(mean), torch.from_numpy(scale)
 
 
-def _inputs(context: Frames, query: Frames, info: DatasetInfo) -> tuple[np.ndarray, np.ndarray]:
-    """Minutes and positions [B,T,N,1+D] of the context and [B,S,Q,1+D] of the query. Without a calendar time is what it is."""
-    times = [frames.time.double().cpu().numpy() for frames in (context, query)]
+def certain(mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Answers of which none is surer than another."""
+    return mean, np.ones_like(mean)
+
+
+def _at(points: Points, case: int, mask: np.ndarray) -> Points:
+    return Points(points.minute[case][mask], points.place[case][mask], points.frame[case][mask])
+
+
+def _points(context: Frames, query: Frames, info: DatasetInfo) -> tuple[Points, Points]:
+    """All points [B,T,N] of the context and [B,S,Q] of the query."""
+    time = torch.cat([context.time, query.time], 1).double().cpu().numpy()
+    minute, frame = time, np.rint((time - time[:, :1]) / info.step).astype(int)
+    length = context.time.shape[1]
     if info.time_origin:
-        local = [time + info.utc_offset for time in times]
-        day = [np.floor(time / 24 + 1e-9) for time in local]
-        number = [np.empty_like(days) for days in day]
-        for b in range(len(day[0])):
-            distinct = np.unique(np.concatenate([days[b] for days in day]))
-            for out, days in zip(number, day, strict=True):
-                out[b] = np.searchsorted(distinct, days[b])
-        times = [60 * (time - 24 * days) + 1440 * n for time, days, n in zip(local, day, number, strict=True)]
+        minute = np.empty_like(time)
+        for row, local in enumerate(time + info.utc_offset):
+            day = np.floor(local / 24 + 1e-9)
+            hour, count = local - 24 * day, np.searchsorted(np.unique(day), day)
+            minute[row] = 60 * hour + 1440 * count
+            if local[length - 1] - local[0] >= 24:  # whole days say which slots a day has; what they lack, as the night, is not counted
+                slots = np.unique(hour[:length].round(6))
+                number = count * len(slots) + np.searchsorted(slots, hour.round(6))
+                frame[row] = number - number[0]
     return tuple(  # type: ignore[return-value]
-        np.concatenate([np.broadcast_to(time[..., None, None], (*frames.mask.shape, 1)), frames.position.double().cpu().numpy()], axis=-1)
-        for time, frames in zip(times, (context, query), strict=True)
+        Points(
+            np.broadcast_to(minute[:, part, None], frames.mask.shape),
+            info.half_extent * frames.position.double().cpu().numpy(),
+            np.broadcast_to(frame[:, part, None], frames.mask.shape),
+        )
+        for part, frames in ((slice(length), context), (slice(length, None), query))
     )
 
 
@@ -102,16 +155,12 @@ class CaseMean(PerCase):
         super().__init__(info)
         self.config = config
 
-    def _mean(self, context: Frames, query: Frames) -> Tensor:
-        assert context.value is not None
-        mask = context.mask
+    def answers(self, case: Case) -> tuple[np.ndarray, np.ndarray]:
+        value = case.value
         if self.config.last_day:
-            day = ((context.time + self.info.utc_offset) / 24 + 1e-9).floor()
-            newest = torch.where(mask.any(-1), day, -torch.inf).amax(-1, keepdim=True)
-            mask = mask & (day == newest)[..., None]
-        count = mask.sum((1, 2)).clamp(min=1)[:, None]
-        total = torch.where(mask[..., None], context.value.double(), 0.0).sum((1, 2))
-        return (total / count)[:, None, None].expand(*query.mask.shape, -1)
+            day = np.floor(case.known.minute / 1440 + 1e-9)
+            value = value[day == day.max()]
+        return certain(np.broadcast_to(value.mean(0), (len(case.asked.minute), value.shape[1])))
 
 
 class CaseInverseDistance(PerCase):
@@ -126,6 +175,7 @@ class CaseInverseDistance(PerCase):
         super().__init__(info)
         self.config = config
 
-    def answers(self, known: np.ndarray, value: np.ndarray, asked: np.ndarray) -> np.ndarray:
-        distance = torch.cdist(torch.from_numpy(asked), torch.from_numpy(known), compute_mode="donot_use_mm_for_euclid_dist")
-        return weights(distance, self.config.exponent, None).numpy() @ value
+    def answers(self, case: Case) -> tuple[np.ndarray, np.ndarray]:
+        known, asked = (torch.from_numpy(inputs) for inputs in case.scaled())
+        distance = torch.cdist(asked, known, compute_mode="donot_use_mm_for_euclid_dist")
+        return certain(weights(distance, self.config.exponent, None).numpy() @ case.value)
