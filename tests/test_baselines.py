@@ -29,13 +29,20 @@ from pipeline.cases import CaseBatch, cases
 from tests import worlds
 
 STATIONS = Windows(context_frames=12, max_lead=6, batch=32, query_frames=4, hide=2)
+AHEAD = Windows(context_frames=12, min_lead=1, max_lead=6, batch=2, query_frames=4, hide=2)
 WAVES = Windows(max_lead=4, batch=8, query_frames=5, query_points=144)
 SMALL: dict[str, dict[str, Any]] = {
     "boosting": {"rounds": 40, "spread_rounds": 10},
     "ridge": {"waves": 2},
     "case_forest": {"trees": 3},
     "case_boosting": {"rounds": 3},
+    "case_arima": {"order": (1, 1, 0), "iterations": 2},
+    "case_nbeats": {"back": 4, "ahead": 3, "blocks": 2, "width": 8, "steps": 3},
+    "case_nsgp": {"steps": 2, "batch": 20},
+    "case_sage": {"steps": 2},
 }
+TASKS_OF = {"case_arima": {"forecast"}, "case_nbeats": {"forecast"}, "case_sage": {"reconstruction", "interpolation"}}  # others: all
+SLOW = {*TASKS_OF, "case_nsgp"}  # each case is a training or many: few questions, and about the future alone
 # Boosting follows fixed sensors, the ridge propagator needs a field, what is fitted to a case a plane; the others serve both worlds.
 SERVED = [
     (name, world)
@@ -51,22 +58,23 @@ def world(name: str) -> sensors.SensorDataset:
 
 
 @cache
-def batches(name: str) -> list[FieldBatch]:
-    training = TrainingBatches(world(name), WAVES if name == "waves" else STATIONS, seed=0)
-    return [training[step] for step in range(20)]
+def batches(on: str, slow: bool = False) -> list[FieldBatch]:
+    training = TrainingBatches(world(on), AHEAD if slow else WAVES if on == "waves" else STATIONS, seed=0)
+    return [training[step] for step in range(3 if slow else 20)]
 
 
 @cache
 def fitted(name: str, on: str) -> Any:
     kind = registry.load(name)
     baseline = kind(kind.Config(**SMALL.get(name, {})), world(on).info)
-    baseline.fit(iter(batches(on)))
+    baseline.fit(iter(batches(on, name in SLOW)))
     return baseline
 
 
 @cache
-def asked(name: str) -> CaseBatch:
-    return next(cases(world(name), "test", 12 if name == "stations" else 1, (0, 1, 2, 4), batch=6))
+def asked(on: str, name: str = "") -> CaseBatch:
+    leads = (1, 2, 3, 4) if name in SLOW else (0, 1, 2, 4)
+    return next(cases(world(on), "test", 12 if on == "stations" else 1, leads, batch=2 if name in SLOW else 6))
 
 
 def info(**changes: Any) -> DatasetInfo:
@@ -113,20 +121,20 @@ def score(baseline: Any, on: str, kind: int | None = None) -> torch.Tensor:
 
 @pytest.mark.parametrize(("name", "on"), SERVED)
 def test_prediction_is_whole_and_sure_of_something(name: str, on: str) -> None:
-    baseline, batch = fitted(name, on), asked(on).batch
+    baseline, batch = fitted(name, on), asked(on, name).batch
     prediction = baseline.predict(batch.context, batch.query)
     assert prediction.mean.shape == prediction.scale.shape == batch.query.value.shape
     assert prediction.mean.dtype == prediction.scale.dtype == torch.float32
     assert prediction.mean.isfinite().all()
     assert (prediction.scale > 0).all()
     assert prediction.scale.isfinite().all()
-    assert baseline.tasks == {"reconstruction", "interpolation", "forecast"}
+    assert baseline.tasks == TASKS_OF.get(name, {"reconstruction", "interpolation", "forecast"})
     assert baseline.levels == ()
 
 
 @pytest.mark.parametrize(("name", "on"), SERVED)
 def test_what_is_masked_does_not_matter(name: str, on: str) -> None:
-    baseline, batch = fitted(name, on), asked(on).batch
+    baseline, batch = fitted(name, on), asked(on, name).batch
     context = batch.context
     mask = context.mask.clone()
     mask[:, :, ::3] = False
@@ -141,7 +149,7 @@ def test_what_is_masked_does_not_matter(name: str, on: str) -> None:
 
 @pytest.mark.parametrize(("name", "on"), SERVED)
 def test_order_of_observations_does_not_matter(name: str, on: str) -> None:
-    baseline, batch = fitted(name, on), asked(on).batch
+    baseline, batch = fitted(name, on), asked(on, name).batch
     order = torch.randperm(batch.context.mask.shape[2], generator=torch.Generator().manual_seed(1))
     shuffled = replace(
         batch.context,
@@ -156,7 +164,7 @@ def test_order_of_observations_does_not_matter(name: str, on: str) -> None:
 
 @pytest.mark.parametrize(("name", "on"), SERVED)
 def test_answer_does_not_depend_on_what_is_asked_with_it(name: str, on: str) -> None:
-    baseline, batch = fitted(name, on), asked(on).batch
+    baseline, batch = fitted(name, on), asked(on, name).batch
     whole = baseline.predict(batch.context, batch.query)
     part = baseline.predict(batch.context, batch.query.points(slice(2, 5)))
     assert torch.allclose(part.mean, whole.mean[:, :, 2:5], atol=1e-5)
@@ -167,7 +175,7 @@ def test_answer_does_not_depend_on_what_is_asked_with_it(name: str, on: str) -> 
 
 @pytest.mark.parametrize(("name", "on"), SERVED)
 def test_no_observation_gives_the_climate_and_one_gives_a_number(name: str, on: str) -> None:
-    baseline, batch = fitted(name, on), asked(on).batch
+    baseline, batch = fitted(name, on), asked(on, name).batch
     empty = replace(batch.context, mask=torch.zeros_like(batch.context.mask))
     prediction = baseline.predict(empty, batch.query)
     assert prediction.mean.isfinite().all()
@@ -183,7 +191,7 @@ def test_no_observation_gives_the_climate_and_one_gives_a_number(name: str, on: 
 
 @pytest.mark.parametrize(("name", "on"), SERVED)
 def test_state_round_trip_through_a_run_folder(name: str, on: str, tmp_path: Path) -> None:
-    baseline, batch = fitted(name, on), asked(on).batch
+    baseline, batch = fitted(name, on), asked(on, name).batch
     runs.save(tmp_path / "run", name, baseline.config.model_dump(mode="json"), world(on).info, baseline.state(), 12)
     again = runs.load(tmp_path / "run", world(on).info).predictor
     expected, found = baseline.predict(batch.context, batch.query), again.predict(batch.context, batch.query)
@@ -195,7 +203,7 @@ def test_state_round_trip_through_a_run_folder(name: str, on: str, tmp_path: Pat
 def test_fitting_twice_gives_the_same_bytes(name: str, on: str) -> None:
     kind = registry.load(name)
     again = kind(kind.Config(**SMALL.get(name, {})), world(on).info)
-    again.fit(iter(batches(on)))
+    again.fit(iter(batches(on, name in SLOW)))
     first, second = fitted(name, on).state(), again.state()
     assert first.keys() == second.keys() == set(kind.parts)
     for part, value in first.items():

@@ -10,14 +10,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from sklearn.model_selection import KFold
 
+from models import registry
 from models.baselines.per_case import CaseInverseDistance, CaseMean
 from models.contract import Frames
 from models.scent import around
 from models.scent.config import ScentConfig
 from models.scent.model import Scent
-from pipeline import baselines, evaluate, observations, params, sensors, subsample
+from pipeline import baselines, evaluate, observations, params, sensors, subsample, train
 from pipeline.batches import TrainingBatches, Windows
 from pipeline.cases import cases
 from tests import worlds
@@ -227,6 +229,38 @@ def test_a_window_asks_what_it_hides_and_nothing_else(places: bool, delhi: Path,
 def test_a_protocol_that_cannot_be_is_an_error(changes: dict[str, Any], message: str, delhi: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         made(delhi, tmp_path / "sensors.zarr", **changes)
+
+
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+BLOCKED = sorted(name for name, section in PARAMS["subsample"].items() if "blocks" in section)
+
+
+@pytest.mark.parametrize("name", BLOCKED)
+def test_windows_and_leads_are_the_days_of_the_protocol(name: str) -> None:
+    """What is fitted, trained and scored counts frames, and the protocol slots of days: four days of 24 or 35, asked about the last one."""
+    raw = PARAMS["subsample"][name]
+    blocks = params.validated(raw, subsample.Subsample, f"subsample.{name}").blocks
+    assert blocks is not None
+    slots, ahead = blocks.slots_a_day, blocks.task == "forecast"
+    days = blocks.history if ahead else 1 if blocks.task == "same_day" else blocks.history + 1
+    leads = list(range(1, slots + 1)) if ahead else list(range(1 - slots, 1))
+    fit = PARAMS["baselines"][name]
+    windows = params.validated(fit, baselines.params_model(name), f"baselines.{name}").windows
+    assert windows.context_frames == days * slots
+    assert [windows.min_lead, windows.max_lead] == [leads[0], leads[-1]]
+    assert windows.hold_places == (blocks.unit == "cells")
+    assert PARAMS["evaluate"][name]["leads"] == leads
+    kinds = {choice.get("kind", key) for key, choice in fit["fit"].items()}
+    listed = {kind for kind in registry.BASELINES if kind.startswith("case_")}
+    assert kinds - {"climatology"} == listed - ({"case_sage"} if ahead else {"case_arima", "case_nbeats"})
+    for model, section in PARAMS["train"].get(name, {}).items():
+        phase = params.validated(section, train.params_model(name, model), f"train.{name}.{model}").phases.fit
+        assert phase.windows.context_frames == (slots if model == "bsa_tnp" else days * slots)
+        assert [phase.windows.min_lead, phase.windows.max_lead] == [leads[0], leads[-1]]
+        assert phase.windows.hold_places == (blocks.unit == "cells")
+        assert list(phase.validation.leads) == leads
+        assert section["model"] == PARAMS["train"]["kolkata_blocks"][model]["model"]
+        assert section["background"] in fit["fit"]
 
 
 # What is fitted to a case -------------------------------------------------------------------------------------------------------------

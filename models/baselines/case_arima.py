@@ -2,7 +2,8 @@
 moving average.
 
 Absent values are handled exactly by the Kalman filter of the model's state space, or are taken for readings of zero, as the benchmark
-does. A series with fewer values than the model has parameters is continued with its mean.
+does. A series with fewer values than the model has parameters, or whose search ends at a model that states no finite forecast, is
+continued with its mean.
 """
 
 from __future__ import annotations
@@ -39,16 +40,22 @@ class CaseArima(CaseSeries):
         scale = np.full_like(mean, np.nanstd(series))
         for row, values in enumerate(series):
             known = values[~np.isnan(values)]
-            if len(known) >= least and np.ptp(known) > 0:
-                mean[row], scale[row] = self._forecast(values, steps)
+            if len(known) < least or np.ptp(known) == 0:
+                continue
+            forecast = self._forecast(values, steps)
+            if np.isfinite(forecast).all():
+                mean[row], scale[row] = forecast
         return mean, scale
 
-    def _forecast(self, values: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    def _forecast(self, values: np.ndarray, steps: int) -> np.ndarray:
+        """Mean and standard error [2,steps]."""
         from statsmodels.tsa.arima.model import ARIMA  # a second to import, which nobody else should wait for
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # starting values that are not stationary and searches that stop early are usual here
             model = ARIMA(values, order=self.config.order)
-            fitted = model.fit(method_kwargs={"maxiter": self.config.iterations, "disp": False})
-            ahead = fitted.get_forecast(steps)
-        return ahead.predicted_mean, ahead.se_mean
+            try:
+                ahead = model.fit(method_kwargs={"maxiter": self.config.iterations, "disp": False}).get_forecast(steps)
+            except np.linalg.LinAlgError:  # the search met a model at the edge of stationarity, whose start cannot be solved for
+                return np.full((2, steps), np.nan)
+        return np.stack([ahead.predicted_mean, ahead.se_mean])

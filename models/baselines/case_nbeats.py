@@ -7,6 +7,8 @@ alike (Troyanskaya et al. 2001), and are not learnt from as targets.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -92,7 +94,7 @@ class Block(nn.Module):
     def __init__(self, back: int, ahead: int, width: int) -> None:
         super().__init__()
         sizes = [back, width, width, width, width]
-        self.hidden = nn.Sequential(*(part for a, b in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(a, b), nn.ReLU())))
+        self.hidden = nn.Sequential(*(part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())))
         self.backcast, self.forecast = nn.Linear(width, back), nn.Linear(width, ahead)
 
     def forward(self, past: Tensor) -> tuple[Tensor, Tensor]:

@@ -71,7 +71,7 @@ class CaseSage(PerCase):
             shown[hidden] = False
             asked = torch.zeros_like(shown)
             asked[hidden[: self.config.batch]] = True
-            graphs.append((shown, asked, _kept(among, shown, shown), _kept(among, shown, asked)))
+            graphs.append((shown, asked, kept(among, shown, shown), kept(among, shown, asked)))
         for step in range(self.config.steps):
             shown, asked, between, told = graphs[step % len(graphs)]
             optimizer.zero_grad()
@@ -105,7 +105,7 @@ class Sage(nn.Module):
         self.head = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, channels))
 
     def forward(self, value: Tensor, shown: Tensor, among: Edges, told: Edges, count: int) -> Tensor:
-        """Answers [count,C] of nodes that know nothing, from values [N,C] where `shown` [N]: `among` joins those, `told` them and the nodes."""
+        """Answers [count,C] of nodes that know nothing, from values [N,C] where `shown` [N]: `among` joins those, `told` tells nodes."""
         states = torch.cat([value, torch.ones(len(value), 1)], dim=1) * shown[:, None]
         first, second = self.layers
         nodes, states = first(states, torch.zeros(count, states.shape[1]), told), first(states, states, among)
@@ -129,7 +129,7 @@ class Layer(nn.Module):
         return torch.cat([self.average(average) + self.own_average(nodes), self.greatest(greatest) + self.own_greatest(nodes)], 1).relu()
 
 
-def _kept(told: Edges, source: Tensor, target: Tensor) -> Edges:
+def kept(told: Edges, source: Tensor, target: Tensor) -> Edges:
     """The edges from some observations [N] to some nodes [M]."""
-    kept = source[told[0]] & target[told[1]]
-    return told[0][kept], told[1][kept], told[2][kept]
+    both = source[told[0]] & target[told[1]]
+    return told[0][both], told[1][both], told[2][both]
