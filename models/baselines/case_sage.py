@@ -1,9 +1,9 @@
 """GraphSAGE (Hamilton, Ying and Leskovec 2017) over the observations of a case, as the AirDelhi benchmark uses it.
 
-A node is an observation or a question; its inputs are the value and whether there is one. Every node is told by the observations of the
-same place and of others that lie within some hours of it, never by a question: messages are averaged with weights that fall with distance,
-1 / (1 + km), and beside that their greatest is taken. Training hides a share of the observations, in every graph
-others, and asks for some of them.
+A node is an observation or a question; its inputs are the value and whether there is one. Every node is told by the observations that lie
+within some hours of it, wherever they are, and never by a question: messages are averaged with weights that fall with distance,
+1 / (1 + km), and beside that their greatest is taken. Training hides a share of the observations, in every graph others, and asks for some
+of them.
 
 Two layers of two aggregations and three dense ones are a page of PyTorch. A library of graph networks has no average with weights in its
 SAGE layer, so only the greatest would be left to it.
@@ -91,7 +91,7 @@ def edges(known: Points, told: Points, reach: float) -> Edges:
     target = np.repeat(np.arange(len(told.minute)), last - first)
     source = order[np.arange(len(target)) - np.repeat(np.cumsum(last - first) - last, last - first)]
     apart = np.linalg.norm(known.place[source] - told.place[target], axis=-1)
-    other = (apart > 0) | (known.minute[source] != told.minute[target])
+    other = source != target if told is known else slice(None)
     weight = 1 / (1 + apart)
     return (torch.from_numpy(source[other]), torch.from_numpy(target[other]), torch.from_numpy(weight[other]).float())
 
