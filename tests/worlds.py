@@ -101,15 +101,23 @@ def stations(n_sensors: int = 8, hours: int = 400, seed: int = 0) -> sensors.Sen
 
 
 def batch(
-    info: DatasetInfo, b: int = 3, t: int = 1, n: int = 20, s: int = 2, q: int = 15, seed: int = 0, dtype: torch.dtype = torch.float32
+    info: DatasetInfo,
+    b: int = 3,
+    t: int = 1,
+    n: int = 20,
+    s: int = 2,
+    q: int = 15,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    padded: bool = True,
 ) -> FieldBatch:
-    """Random context and query of the right shapes for `info`, smooth values, some padding, leads 0, 1, ... frames."""
+    """Random context and query of the right shapes for `info`, smooth values, leads 0, 1, ... frames; with or without padding."""
     g = torch.Generator().manual_seed(seed)
     d = len(info.space)
 
     def frames(n_frames: int, points: int, time: torch.Tensor, covariates: int) -> Frames:
         position = torch.rand(b, 1, points, d, generator=g, dtype=dtype).expand(b, n_frames, points, d) * 2 - 1
-        mask = torch.rand(b, n_frames, points, generator=g) > 0.2
+        mask = torch.rand(b, n_frames, points, generator=g) > (0.2 if padded else -1)
         mask[:, :, 0] = True
         signal = torch.sin(torch.pi * position.sum(-1, keepdim=True) + 0.3 * time.to(dtype)[..., None, None])
         return Frames(
