@@ -132,3 +132,14 @@ def batch(
     context = frames(t, n, (last + torch.arange(1 - t, 1)) * info.step, len(info.context_covariates))
     query = frames(s, q, (last + torch.arange(s)) * info.step, len(info.query_covariates))
     return FieldBatch(context, query)
+
+
+def ahead(batch: FieldBatch, *leads: float) -> Frames:
+    """The first query frame, asked at other leads (in time units)."""
+    query = batch.query
+
+    def again(x: torch.Tensor | None) -> torch.Tensor | None:
+        return None if x is None else x[:, :1].expand(-1, len(leads), *x.shape[2:])
+
+    time = batch.context.time[:, -1:] + torch.tensor(leads, dtype=torch.float64)
+    return Frames(again(query.position), again(query.mask), time, again(query.value), again(query.covariate))  # type: ignore[arg-type]
