@@ -41,9 +41,8 @@ def calibrate(model: Predictor, batches: Iterable[tuple[FieldBatch, np.ndarray]]
     leads: tuple[float, ...] = ()
     for batch, block in batches:
         context, query = batch.context, batch.query
-        with torch.inference_mode():
-            answer = predict.physical(model.predict(context.to(device), query.to(device)), info)
-            background = None if query.background is None else predict.physical(FieldPrediction(query.background), info).mean.numpy()
+        answer = predict.answer(model, context, query, info, device)
+        background = None if query.background is None else predict.physical(FieldPrediction(query.background), info).mean.numpy()
         leads = tuple((query.time - context.time[:, -1:])[0].tolist())
         seen = at_seen_sensor(context, query)
         for group in (0, 1):
