@@ -73,7 +73,7 @@ def _serve(build: Callable[[], Works]) -> None:
         if order == "peak":
             works[work]()
             works[work]()  # the second call finds everything compiled and every moment made
-            _tell(_peak(works[work]))
+            _tell(peak(works[work]))
         else:
             wall, cpu = time.perf_counter(), time.process_time()
             works[work]()
@@ -103,7 +103,7 @@ def _tell(*words: object) -> None:
     print(_TAG, *words, flush=True)
 
 
-def _peak(call: Callable[[], object]) -> float:
+def peak(call: Callable[[], object]) -> float:
     """MiB that a call needs above what is held before; Linux."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
+import xarray as xr
 
 from models.contract import DatasetInfo, FieldBatch, Frames
-from pipeline import sensors
+from pipeline import fields, sensors
 
 
 def wave(position: np.ndarray, time: np.ndarray, phase: float = 0.0) -> np.ndarray:
@@ -143,3 +146,13 @@ def ahead(batch: FieldBatch, *leads: float) -> Frames:
 
     time = batch.context.time[:, -1:] + torch.tensor(leads, dtype=torch.float64)
     return Frames(again(query.position), again(query.mask), time, again(query.value), again(query.covariate))  # type: ignore[arg-type]
+
+
+def write_field(field: xr.Dataset, path: Path) -> None:
+    """Write a whole field, which may be lazy, block by block."""
+    fields.create(path, field.drop_vars(list(field.data_vars)), {str(name): field[name].attrs for name in field.data_vars})
+    length = fields.block_length(field.sizes)
+    for name, array in field.data_vars.items():
+        ordered = array.transpose(*(dim for dim in fields.DIMS if dim in array.dims))
+        for start in range(0, len(ordered), length):
+            fields.write_block(path, str(name), start, ordered[start : start + length].values)
