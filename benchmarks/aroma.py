@@ -13,12 +13,11 @@ it does where observations are hidden at random. Rounds alternate between the si
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from benchmarks import aroma_peer, peers
@@ -85,34 +84,20 @@ def answers(folder: Path, batch: FieldBatch) -> dict[str, Side]:
 
 def a_batch() -> FieldBatch:
     """Two context frames without padding; the points asked for are the same in the whole batch, as pipeline/batches.py makes them."""
-    batch = worlds.batch(INFO, b=BATCH, t=2, n=SENSORS, s=1, q=QUERIES)
-    batch.context.mask.fill_(True)
-    batch.query.mask.fill_(True)
+    batch = worlds.batch(INFO, b=BATCH, t=2, n=SENSORS, s=1, q=QUERIES, padded=False)
     shared = batch.query.position[:1].expand_as(batch.query.position)
     return FieldBatch(batch.context, replace(batch.query, position=shared))
 
 
-def main(folder: Path) -> int:
-    console = Console()
+if __name__ == "__main__":
+    folder = peers.checkout(aroma_peer.REPOSITORY, "AROMA")
+    if folder is None:
+        raise SystemExit(0)
     torch.manual_seed(0)
     batch = a_batch()
-    sizes = f"batch {BATCH}, {SENSORS} sensors, {QUERIES} queries, {torch.get_num_threads()} thread(s), float32, {ROUNDS} rounds"
-    table = Table(title=f"AROMA: {sizes}")
-    for column in ("what", "side", "parameters", "median ms", "fastest ms", "time ratio"):
-        table.add_column(column, justify="left" if column in ("what", "side") else "right")
-    for what, build in (("train the auto-encoder", autoencoders), ("train the stepper", steppers), ("encode and decode", answers)):
-        try:
-            sides = build(folder, batch)
-        except ModuleNotFoundError as error:
-            console.print(f"{what} {peers.lacking(error)}")
-            continue
-        seconds = peers.seconds(sides, ROUNDS, WARM_UP, train=what.startswith("train"))
-        for name, (net, _) in sides.items():
-            table.add_row(what, name, *peers.row(net, seconds[name], seconds["released"]))
-    console.print(table)
-    return 0
-
-
-if __name__ == "__main__":
-    named = peers.checkout(aroma_peer.REPOSITORY, "AROMA")
-    raise SystemExit(main(named) if named else 0)
+    works = {
+        "train the auto-encoder": peers.Work(partial(autoencoders, folder, batch)),
+        "train the stepper": peers.Work(partial(steppers, folder, batch)),
+        "encode and decode": peers.Work(partial(answers, folder, batch), train=False),
+    }
+    raise SystemExit(peers.compare(f"AROMA: batch {BATCH}, {SENSORS} sensors, {QUERIES} queries", works, ROUNDS, WARM_UP))

@@ -18,12 +18,12 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import sides
 from models.bsa_tnp.biased_attention import Backend, DistanceBias, biased_attention
 from models.bsa_tnp.model import BsaTnp
 from models.contract import Frames
@@ -85,15 +85,7 @@ def peak(call: Callable[[], object]) -> float:
         torch.cuda.reset_peak_memory_stats()
         call()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
-    call()
-    return _resident("VmHWM") - before
-
-
-def _resident(key: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
+    return sides.peak(call)
 
 
 def alone(kind: str, *what: object) -> tuple[float, float]:

@@ -8,60 +8,43 @@ and benchmarks/parity_bsa_tnp.py shows that `paper` computes the same. Sizes are
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
+from typing import Any
 
-from benchmarks import sides
+from benchmarks import dl4bi_peer, sides
 
 SIZES = {"batch": 8, "context": 300, "queries": 256, "answer_context": 500, "answer_queries": 4096}
 
 
-def ours(mode: str) -> tuple[dict[str, Callable[[], object]], int]:
+def ours(mode: str) -> sides.Works:
     import torch
 
     from models.bsa_tnp.model import BsaTnp
     from tests import worlds
 
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     info = worlds.torus_info(geometry="plane")
-    model = BsaTnp(BsaTnp.Config.model_validate({"mode": mode, "time_bases": 0}), info).train()
-    batch, asked = (full(worlds.batch(info, b=b, n=n, s=1, q=q)) for b, n, q in (plain("batch", "", SIZES), plain("", "answer_", SIZES)))
-    train = sides.training(model, lambda: model.loss(batch)["loss"])
+    return works(BsaTnp(BsaTnp.Config.model_validate({"mode": mode, "time_bases": 0}), info), SIZES)
+
+
+def works(model: Any, sizes: dict[str, int]) -> sides.Works:
+    """A training step and an answer of one of our models."""
+    from tests import worlds
+
+    batch = worlds.batch(model.info, b=sizes["batch"], n=sizes["context"], s=1, q=sizes["queries"], padded=False)
+    asked = worlds.batch(model.info, b=1, n=sizes["answer_context"], s=1, q=sizes["answer_queries"], padded=False)
+    train = sides.training(model.train(), lambda: model.loss(batch)["loss"])
     return {"train": train, "answer": lambda: model.predict(asked.context, asked.query)}, sides.count(model)
 
 
-def plain(batch: str, prefix: str, sizes: dict[str, int]) -> tuple[int, int, int]:
-    """Tasks, context points and queries of a work."""
-    return sizes[batch] if batch else 1, sizes[f"{prefix}context"], sizes[f"{prefix}queries"]
-
-
-def full(batch):  # type: ignore[no-untyped-def]
-    """Without padding."""
-    batch.context.mask.fill_(True)
-    batch.query.mask.fill_(True)
-    return batch
-
-
-def compare(model: str, sizes: dict[str, int], modes: tuple[str, ...], named: list[str]) -> int:
+def compare(model: str, sizes: dict[str, int], ours: dict[str, Callable[[], sides.Works]]) -> int:
     """Ours in some modes against the peer of the same name."""
-    folder, python = named or (os.environ.get("DL4BI", ""), os.environ.get("DL4BI_PYTHON", ""))
-    if not folder or not python:
-        print("skipped: no peer; name a checkout of MLGlobalHealth/dl4bi and its Python as arguments or in DL4BI and DL4BI_PYTHON")
-        return 0
-    peer = [python, "-m", "benchmarks.dl4bi_peer", model, str(Path(folder).resolve()), json.dumps(sizes)]
-    commands = {"released": peer, **{f"ours, {mode}": sides.own(model, mode) for mode in modes}}
     trained = f"train {sizes['batch']} x {sizes['context']} to {sizes['queries']}"
     title = f"{model}: {trained}, answer {sizes['answer_context']} to {sizes['answer_queries']}"
-    work = {"train": sizes["batch"] * sizes["queries"], "answer": sizes["answer_queries"]}
-    return sides.report(title, "queries", work, commands)
+    points = {"train": sizes["batch"] * sizes["queries"], "answer": sizes["answer_queries"]}
+    return sides.compare(model, title, "queries", points, dl4bi_peer.peer(model, sizes), ours)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["side"]:
-        sides.serve(lambda: ours(sys.argv[2]))
-        raise SystemExit(0)
-    raise SystemExit(compare("bsa_tnp", SIZES, ("paper", "improved"), sys.argv[1:3]))
+    raise SystemExit(compare("bsa_tnp", SIZES, {f"ours, {mode}": partial(ours, mode) for mode in ("paper", "improved")}))

@@ -9,11 +9,10 @@ sizes of the paper theirs needs gigabytes for that.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+from functools import partial
 
 from benchmarks import sides
-from benchmarks.bsa_tnp import compare, full, plain
+from benchmarks.bsa_tnp import compare, works
 
 SIZES = {
     "batch": 2, "context": 100, "queries": 64, "answer_context": 100, "answer_queries": 256, "width": 32, "layers": 4, "kernel": 9,
@@ -21,25 +20,17 @@ SIZES = {
 }  # fmt: skip
 
 
-def ours(mode: str) -> tuple[dict[str, Callable[[], object]], int]:
+def ours(mode: str) -> sides.Works:
     import torch
 
     from models.convcnp.model import ConvCnp
     from tests import worlds
 
-    torch.set_num_threads(1)
     torch.manual_seed(0)
-    info = worlds.torus_info(geometry="plane")
     same = {"width": SIZES["width"], "layers": SIZES["layers"], "kernel_size": SIZES["kernel"], "head_width": SIZES["width"]}
     given = {"mode": mode, "horizon": 1, "points_per_unit": SIZES["points_per_unit"], "margin": 0.25, **same}
-    model = ConvCnp(ConvCnp.Config.model_validate(given), info).train()
-    batch, asked = (full(worlds.batch(info, b=b, n=n, s=1, q=q)) for b, n, q in (plain("batch", "", SIZES), plain("", "answer_", SIZES)))
-    train = sides.training(model, lambda: model.loss(batch)["loss"])
-    return {"train": train, "answer": lambda: model.predict(asked.context, asked.query)}, sides.count(model)
+    return works(ConvCnp(ConvCnp.Config.model_validate(given), worlds.torus_info(geometry="plane")), SIZES)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["side"]:
-        sides.serve(lambda: ours(sys.argv[2]))
-        raise SystemExit(0)
-    raise SystemExit(compare("convcnp", SIZES, ("paper", "improved"), sys.argv[1:3]))
+    raise SystemExit(compare("convcnp", SIZES, {f"ours, {mode}": partial(ours, mode) for mode in ("paper", "improved")}))

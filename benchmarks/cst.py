@@ -12,14 +12,13 @@ their own sizes: 64 dummies, two orders that do train, and in `improved` a feed-
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks import cst_peer, peers, sides
+from benchmarks import cst_peer, sides
 from models.contract import FieldBatch, Frames
 from models.cst.model import Cst
 from tests import worlds
@@ -37,7 +36,7 @@ def curves() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.linspace(0, 1, POINTS), torch.randn(CURVES, POINTS, 2), torch.rand(ASKED)
 
 
-def ours(mode: str) -> tuple[dict[str, Callable[[], object]], int]:
+def ours(mode: str) -> sides.Works:
     at, value, asked = curves()
 
     def frames(time: torch.Tensor, shown: torch.Tensor | None) -> Frames:
@@ -52,9 +51,9 @@ def ours(mode: str) -> tuple[dict[str, Callable[[], object]], int]:
     return {"train": train, "answer": lambda: model.predict(context, query)}, sides.count(model)
 
 
-def released(folder: Path) -> tuple[dict[str, Callable[[], object]], int]:
+def released(folder: str) -> sides.Works:
     at, value, asked = curves()
-    theirs = cst_peer.released(folder, Cst.Config.model_validate({"mode": "legacy", "dummies": DUMMIES}), POINTS)
+    theirs = cst_peer.released(Path(folder), Cst.Config.model_validate({"mode": "legacy", "dummies": DUMMIES}), POINTS)
     tokens = torch.cat([value, torch.zeros(CURVES, ASKED, 2)], 1)
     batch = (value.unsqueeze(-1), at.expand(CURVES, -1))
 
@@ -66,18 +65,8 @@ def released(folder: Path) -> tuple[dict[str, Callable[[], object]], int]:
     return {"train": sides.training(theirs, lambda: theirs.training_step(batch, 0)["loss"]), "answer": answer}, sides.count(theirs)
 
 
-def main(folder: Path) -> int:
-    commands = {f"ours, {mode}": sides.own("cst", mode) for mode in MODES}
-    title = f"CST: {CURVES} curves of {POINTS} points, {DUMMIES} dummies"
-    work = {"train": CURVES * POINTS, "answer": CURVES * ASKED}
-    return sides.report(title, "points", work, {"released": sides.own("cst", "released", str(folder.resolve())), **commands})
-
-
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["side"]:
-        torch.set_num_threads(1)
-        what = sys.argv[2:]
-        sides.serve(lambda: released(Path(what[1])) if what[0] == "released" else ours(what[0]))
-        raise SystemExit(0)
-    named = peers.checkout("vandijklab/CST", "CST")
-    raise SystemExit(main(named) if named else 0)
+    title = f"CST: {CURVES} curves of {POINTS} points, {DUMMIES} dummies"
+    points = {"train": CURVES * POINTS, "answer": CURVES * ASKED}
+    peer = sides.Peer("released", {"CST": "a checkout of vandijklab/CST"}, released)
+    raise SystemExit(sides.compare("cst", title, "points", points, peer, {f"ours, {mode}": partial(ours, mode) for mode in MODES}))

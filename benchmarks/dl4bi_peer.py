@@ -1,23 +1,31 @@
-"""The released BSA-TNP and the ConvCNP baseline beside it, in JAX: run by benchmarks/bsa_tnp.py and benchmarks/convcnp.py as sides.
+"""The released BSA-TNP and the ConvCNP baseline beside it, in JAX: the other side of benchmarks/bsa_tnp.py and benchmarks/convcnp.py.
 
     git clone https://github.com/MLGlobalHealth/dl4bi
     python -m venv peer && peer/bin/pip install "jax[cpu]" "flax<0.13" einops jraph==0.0.6.dev0 dl4bi-sps optax orbax-checkpoint \\
         hydra-core wandb matplotlib scikit-learn scoringrules tqdm
 
-This module runs in that Python, so nothing of ours is imported. A training step is the negative log likelihood, its gradient and AdamW,
+This runs in that Python, so nothing of ours is imported. A training step is the negative log likelihood, its gradient and AdamW,
 compiled as one program; an answer is compiled too.
 """
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from benchmarks import sides
+from benchmarks.sides import Peer, Works
 
-Works = tuple[dict[str, Callable[[], object]], int]
+
+def peer(model: str, sizes: dict[str, int]) -> Peer:
+    """The network of that name as the side to compare with."""
+    needs = {"DL4BI": "a checkout of MLGlobalHealth/dl4bi", "DL4BI_PYTHON": "its Python"}
+    return Peer("released", needs, partial(_built, model, sizes), python="DL4BI_PYTHON")
+
+
+def _built(model: str, sizes: dict[str, int], folder: str, _: str) -> Works:
+    sys.path.insert(0, folder)
+    return {"bsa_tnp": bsa_tnp, "convcnp": convcnp}[model](sizes)
 
 
 def bsa_tnp(sizes: dict[str, int]) -> Works:
@@ -81,9 +89,3 @@ def works(net: Any, sizes: dict[str, int]) -> Works:
 
     count = sum(x.size for x in jax.tree.leaves(weights))
     return {"train": train, "answer": lambda: jax.block_until_ready(answer(held[0]))}, count
-
-
-if __name__ == "__main__":
-    model, folder, given = sys.argv[1:4]
-    sys.path.insert(0, folder)
-    sides.serve(lambda: {"bsa_tnp": bsa_tnp, "convcnp": convcnp}[model](json.loads(given)))

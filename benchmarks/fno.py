@@ -10,31 +10,24 @@ numbers to 12, a channel MLP with a gated skip, and no coordinates. Theirs goes 
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable
 from typing import Any
 
 from benchmarks import sides
 
 BATCH, SIDE, SENSORS, WIDTH, LAYERS, MODES = 4, 64, 410, 32, 4, 12
-Works = tuple[dict[str, Callable[[], object]], int]
 
 
-def ours() -> Works:
+def ours() -> sides.Works:
     import torch
 
     from models.fno.model import Fno
     from tests import worlds
 
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     info = worlds.torus_info()
     given = {"mode": "improved", "lead_scaling": False, "horizon": 1, "width": WIDTH, "layers": LAYERS, "modes": MODES, "cells": SIDE}
     model = Fno(Fno.Config.model_validate({**given, "head_width": 2 * WIDTH}), info).train()
-    batch = worlds.batch(info, b=BATCH, n=SENSORS, s=1, q=SIDE**2)
-    batch.context.mask.fill_(True)
-    batch.query.mask.fill_(True)
+    batch = worlds.batch(info, b=BATCH, n=SENSORS, s=1, q=SIDE**2, padded=False)
     x, lead = torch.randn(BATCH, SIDE, SIDE, WIDTH), torch.zeros(BATCH, model.lead.width)
     return {
         "train, blocks": sides.training(model.blocks, lambda: model.process(x, lead).square().mean()),
@@ -43,11 +36,10 @@ def ours() -> Works:
     }, sides.count(model)
 
 
-def peer() -> Works:
+def peer(_: str) -> sides.Works:
     import torch
     from neuralop.models import FNO
 
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     net: Any = FNO((2 * MODES, 2 * MODES), 2, 1, WIDTH, LAYERS, positional_embedding=None)
     x, grid, truth = torch.randn(BATCH, WIDTH, SIDE, SIDE), torch.randn(BATCH, 2, SIDE, SIDE), torch.randn(BATCH, 1, SIDE, SIDE)
@@ -69,17 +61,8 @@ def peer() -> Works:
     }, sides.count(net)
 
 
-def main(python: str) -> int:
-    if not python:
-        print("skipped: no peer; name a Python that has neuraloperator as the argument or in NEURALOP_PYTHON")
-        return 0
-    commands = {"neuraloperator": [python, "-m", "benchmarks.fno", "side", "peer"], "ours": sides.own("fno", "ours")}
-    work = dict.fromkeys(("train, blocks", "train, whole", "answer, whole"), BATCH * SIDE**2)
-    return sides.report(f"FNO: {BATCH} x {SIDE} x {SIDE}, width {WIDTH}, {LAYERS} layers", "points", work, commands)
-
-
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["side"]:
-        sides.serve({"peer": peer, "ours": ours}[sys.argv[2]])
-        raise SystemExit(0)
-    raise SystemExit(main(sys.argv[1] if len(sys.argv) > 1 else os.environ.get("NEURALOP_PYTHON", "")))
+    title = f"FNO: {BATCH} x {SIDE} x {SIDE}, width {WIDTH}, {LAYERS} layers"
+    points = dict.fromkeys(("train, blocks", "train, whole", "answer, whole"), BATCH * SIDE**2)
+    library = sides.Peer("neuraloperator", {"NEURALOP_PYTHON": "a Python that has neuraloperator"}, peer, python="NEURALOP_PYTHON")
+    raise SystemExit(sides.compare("fno", title, "points", points, library, {"ours": ours}))

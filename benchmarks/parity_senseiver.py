@@ -10,7 +10,6 @@ loss and gradients are compared in float64, at the sizes of the paper's cylinder
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,10 +35,7 @@ TOLERANCE = 1e-10
 
 def peer_modules(folder: Path) -> tuple[ModuleType, ModuleType]:
     """Their files model.py and positional.py. Raises FileNotFoundError without them, ModuleNotFoundError without what they need."""
-    stand_in = ModuleType("fairscale.nn")
-    stand_in.checkpoint_wrapper = lambda layer: layer  # type: ignore[attr-defined]
-    sys.modules.setdefault("fairscale", ModuleType("fairscale"))
-    sys.modules.setdefault("fairscale.nn", stand_in)
+    peers.stand_in_for_fairscale()
     return peers.load(folder / "model.py", REPOSITORY), peers.load(folder / "positional.py", REPOSITORY)
 
 

@@ -1,28 +1,30 @@
-"""What comparisons with released programs share: finding a checkout, loading a file of it, timing the training steps of all sides."""
+"""What comparisons with released programs share: a checkout and its files, and a table of what all sides take in one process."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor, nn
 
-Side = tuple[nn.Module, Callable[[], Tensor]]  # a network, and a function that gives its loss
+from benchmarks import sides
+
+Side = tuple[nn.Module, Callable[[], Tensor]]  # a network, and a function that gives its loss, or its answer
 
 
 def checkout(repository: str, variable: str) -> Path | None:
     """The folder named as the first argument or in the environment; None, with a message, where none is named."""
-    named = sys.argv[1] if len(sys.argv) > 1 else os.environ.get(variable, "")
-    if not named:
-        print(f"skipped: no peer; name a checkout of {repository} as the argument or in {variable}")
-    return Path(named) if named else None
+    found = sides.named({variable: f"a checkout of {repository}"})
+    return None if found is None else Path(found[variable])
 
 
 def load(path: Path, repository: str) -> ModuleType:
@@ -40,31 +42,59 @@ def lacking(error: ModuleNotFoundError) -> str:
     return f"skipped: the peer needs {error.name}, which is not installed (pip install {error.name})"
 
 
-def seconds(
-    sides: Mapping[str, Side],
-    rounds: int,
-    warm_up: int,
-    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
-    train: bool = True,
-) -> dict[str, list[float]]:
-    """Seconds of every round after the first ones; the sides take turns. A round is a whole training step, or only `loss`."""
+def stand_in_for_fairscale() -> None:
+    """An empty module in the place of fairscale, for programs that import it for a wrapper that is off by default."""
+    module = ModuleType("fairscale.nn")
+    module.checkpoint_wrapper = lambda layer: layer  # type: ignore[attr-defined]
+    sys.modules.setdefault("fairscale", ModuleType("fairscale"))
+    sys.modules.setdefault("fairscale.nn", module)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What several sides do, the first of which the others are compared with."""
+
+    sides: Callable[[], Mapping[str, Side]]
+    train: bool = True  # a whole training step; False: what the side computes, without gradients
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
+
+
+def compare(title: str, works: Mapping[str, Work], rounds: int, warm_up: int) -> int:
+    """Print a table of all works; one whose peer needs a module that is not there is skipped with a message."""
+    console = Console(width=150)
+    table = Table(title=f"{title}, {torch.get_num_threads()} thread(s), float32, {rounds} rounds")
+    for column in ("work", "side", "parameters", "median ms", "fastest ms", "time ratio"):
+        table.add_column(column, justify="left" if column in ("work", "side") else "right")
+    for what, work in works.items():
+        try:
+            together = work.sides()
+        except ModuleNotFoundError as error:
+            console.print(f"{what} {lacking(error)}")
+            continue
+        taken = _seconds(together, work, rounds, warm_up)
+        floor = statistics.median(next(iter(taken.values())))
+        for name, (net, _) in together.items():
+            median = statistics.median(taken[name])
+            numbers = f"{1e3 * median:.0f}", f"{1e3 * min(taken[name]):.0f}", f"{median / floor:.2f}"
+            table.add_row(what, name, f"{sum(p.numel() for p in net.parameters() if p.requires_grad):,}", *numbers)
+    if table.row_count:
+        console.print(table)
+    return 0
+
+
+def _seconds(sides: Mapping[str, Side], work: Work, rounds: int, warm_up: int) -> dict[str, list[float]]:
+    """Seconds of every round after the first ones; the sides take turns."""
     taken: dict[str, list[float]] = {name: [] for name in sides}
-    optimizers = {name: optimizer([p for p in net.parameters() if p.requires_grad], lr=1e-4) for name, (net, _) in sides.items()}
+    optimizers = {name: work.optimizer([p for p in net.parameters() if p.requires_grad], lr=1e-4) for name, (net, _) in sides.items()}
     for turn in range(rounds + warm_up):
         for name, (_, loss) in sides.items():
             start = time.perf_counter()
-            with torch.set_grad_enabled(train):
+            with torch.set_grad_enabled(work.train):
                 optimizers[name].zero_grad()
                 result = loss()
-                if train:
+                if work.train:
                     result.backward()
                     optimizers[name].step()
             if turn >= warm_up:
                 taken[name].append(time.perf_counter() - start)
     return taken
-
-
-def row(net: nn.Module, taken: list[float], floor: list[float]) -> tuple[str, str, str, str]:
-    """Trained parameters, median and fastest milliseconds, and the ratio of the medians to those of `floor`."""
-    count, median = sum(p.numel() for p in net.parameters() if p.requires_grad), statistics.median(taken)
-    return f"{count:,}", f"{1e3 * median:.0f}", f"{1e3 * min(taken):.0f}", f"{median / statistics.median(floor):.2f}"

@@ -15,8 +15,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks import peers
@@ -29,8 +27,13 @@ WIDTH, LATENTS, DEPTH, HEADS, BANDS = 64, 64, 4, 4, 16
 BATCH, SENSORS, QUERIES = 16, 410, 512
 ROUNDS = 15
 INFO = worlds.torus_info()
-REPOSITORY = "kevinval04/OmniField"
+REPOSITORY, NAME = "kevinval04/OmniField", "OmniField's simplified SCENT"
 PARTS = {"cen_layers": 0, "cn_layers": 0, "projection": "trainable", "adaptive_norm": False, "clock": "lead", "query_residual": False}
+OURS: dict[str, tuple[str, dict[str, object]]] = {
+    "ours, same parts": ("paper", PARTS),
+    "ours, whole, paper": ("paper", {}),
+    "ours, whole, improved": ("improved", {}),
+}
 
 
 def peer(folder: Path, batch: FieldBatch) -> Side:
@@ -57,46 +60,18 @@ def peer(folder: Path, batch: FieldBatch) -> Side:
     return net, loss
 
 
-def ours(batch: FieldBatch, mode: str, **changes: object) -> Side:
+def ours(batch: FieldBatch, mode: str, changes: dict[str, object]) -> Side:
     sizes = {"width": WIDTH, "latents": LATENTS, "processor_layers": DEPTH, "heads": HEADS, "bands": BANDS, "time_bands": BANDS}
     model = Scent(Scent.Config(**{"mode": mode, "horizon": 10, "loss": "mse", **sizes, **changes}), INFO)  # type: ignore[arg-type]
     return model, lambda: model.loss(batch)["loss"]
 
 
-def a_batch() -> FieldBatch:
-    """Every sensor and query valid: their code has no working mask."""
-    batch = worlds.batch(INFO, b=BATCH, n=SENSORS, s=1, q=QUERIES)
-    batch.context.mask.fill_(True)
-    batch.query.mask.fill_(True)
-    return batch
-
-
-def main(folder: Path) -> int:
-    console = Console()
-    torch.manual_seed(0)
-    batch = a_batch()
-    try:
-        theirs = peer(folder, batch)
-    except ModuleNotFoundError as error:
-        console.print(peers.lacking(error))
-        return 0
-    sides = {
-        "OmniField's simplified SCENT": theirs,
-        "ours, same parts": ours(batch, "paper", **PARTS),
-        "ours, whole, paper": ours(batch, "paper"),
-        "ours, whole, improved": ours(batch, "improved"),
-    }
-    seconds = peers.seconds(sides, ROUNDS, warm_up=2)
-    sizes = f"batch {BATCH}, {SENSORS} sensors, {QUERIES} queries, width {WIDTH}, {LATENTS} latents, depth {DEPTH}, {HEADS} heads"
-    table = Table(title=f"Training step: {sizes}, {torch.get_num_threads()} thread(s), float32, {ROUNDS} rounds")
-    for column in ("side", "parameters", "median ms", "fastest ms", "time ratio"):
-        table.add_column(column, justify="left" if column == "side" else "right")
-    for name, (net, _) in sides.items():
-        table.add_row(name, *peers.row(net, seconds[name], seconds["OmniField's simplified SCENT"]))
-    console.print(table)
-    return 0
-
-
 if __name__ == "__main__":
-    named = peers.checkout(REPOSITORY, "OMNIFIELD")
-    raise SystemExit(main(named) if named else 0)
+    folder = peers.checkout(REPOSITORY, "OMNIFIELD")
+    if folder is None:
+        raise SystemExit(0)
+    torch.manual_seed(0)
+    batch = worlds.batch(INFO, b=BATCH, n=SENSORS, s=1, q=QUERIES, padded=False)  # their code has no working mask
+    sizes = f"batch {BATCH}, {SENSORS} sensors, {QUERIES} queries, width {WIDTH}, {LATENTS} latents, depth {DEPTH}, {HEADS} heads"
+    works = {"train": peers.Work(lambda: {NAME: peer(folder, batch), **{name: ours(batch, *how) for name, how in OURS.items()}})}
+    raise SystemExit(peers.compare(f"SCENT: {sizes}", works, ROUNDS, warm_up=2))

@@ -11,11 +11,10 @@ alternate between the sides, and medians are compared.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from benchmarks import peers
@@ -42,39 +41,18 @@ def theirs(folder: Path, batch: FieldBatch, config: Senseiver.Config) -> Side:  
     return net, lambda: nn.functional.mse_loss(net[1](net[0](seen), asked), truth, reduction="sum") / truth.numel()
 
 
-def a_batch() -> FieldBatch:
-    """Every sensor and query valid, as their program has it."""
-    batch = worlds.batch(INFO, b=BATCH, n=SENSORS, s=1, q=QUERIES)
-    batch.context.mask.fill_(True)
-    batch.query.mask.fill_(True)
-    return batch
-
-
-def main(folder: Path) -> int:
-    console = Console()
-    batch = a_batch()
-    sides: dict[str, Side] = {}
-    for setting, sizes in SETTINGS.items():
-        torch.manual_seed(0)
-        config = Senseiver.Config(mode="paper", highest=SIDE / 2, **sizes)
-        ours = Senseiver(config, INFO)
-        try:
-            sides[f"{setting}, theirs"] = theirs(folder, batch, config)
-        except ModuleNotFoundError as error:
-            console.print(peers.lacking(error))
-            return 0
-        sides[f"{setting}, ours"] = ours, lambda ours=ours: ours.loss(batch)["loss"]  # type: ignore[misc]
-    seconds = peers.seconds(sides, ROUNDS, warm_up=1, optimizer=torch.optim.Adam)
-    sizes_of_all = f"batch {BATCH}, {SENSORS} sensors, {QUERIES} queries, {torch.get_num_threads()} thread(s), float32, {ROUNDS} rounds"
-    table = Table(title=f"Training step: {sizes_of_all}")
-    for column in ("side", "parameters", "median ms", "fastest ms", "time ratio"):
-        table.add_column(column, justify="left" if column == "side" else "right")
-    for name, (net, _) in sides.items():
-        table.add_row(name, *peers.row(net, seconds[name], seconds[name.replace("ours", "theirs")]))
-    console.print(table)
-    return 0
+def both(folder: Path, batch: FieldBatch, sizes: dict[str, int]) -> dict[str, Side]:
+    torch.manual_seed(0)
+    config = Senseiver.Config(mode="paper", highest=SIDE / 2, **sizes)
+    model = Senseiver(config, INFO)
+    return {"theirs": theirs(folder, batch, config), "ours": (model, lambda: model.loss(batch)["loss"])}
 
 
 if __name__ == "__main__":
-    named = peers.checkout(REPOSITORY, "SENSEIVER")
-    raise SystemExit(main(named) if named else 0)
+    folder = peers.checkout(REPOSITORY, "SENSEIVER")
+    if folder is None:
+        raise SystemExit(0)
+    batch = worlds.batch(INFO, b=BATCH, n=SENSORS, s=1, q=QUERIES, padded=False)  # as their program has it
+    works = {name: peers.Work(partial(both, folder, batch, sizes), optimizer=torch.optim.Adam) for name, sizes in SETTINGS.items()}
+    title = f"Training step of Senseiver: batch {BATCH}, {SENSORS} sensors, {QUERIES} queries"
+    raise SystemExit(peers.compare(title, works, ROUNDS, warm_up=1))

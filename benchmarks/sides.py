@@ -1,9 +1,9 @@
 """Sides of a comparison, each in a process of its own: rounds alternate between them, and each has a peak memory of its own.
 
-A side is a command that builds a network and calls `serve` with its works, by name ("train", "answer"). It may run in another Python, so
-nothing but the standard library is needed here at import. Threads: one each. What a work takes is given in CPU seconds, which suffer
-less from other programs than seconds do; both ratios are printed. Memory is what one call needs above what is held before it, that is
-without weights, moments of the optimiser and inputs.
+A comparison is a list of sides, each a function that builds a network and gives what it can do, its works by name ("train", "answer"),
+and what a call of each work deals with. The peer's side may run in another Python, so nothing but the standard library is needed here at
+import. Threads: one each. What a work takes is given in CPU seconds, which suffer less from other programs than seconds do; both ratios are
+printed. Memory is what one call needs above what is held before it, that is without weights, moments of the optimiser and inputs.
 """
 
 from __future__ import annotations
@@ -30,10 +30,21 @@ _ONE_THREAD = {
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
 }
 _QUIET = {"PYTHONWARNINGS": "ignore", "TF_CPP_MIN_LOG_LEVEL": "3", "WANDB_MODE": "disabled"}
+Works = tuple[dict[str, Callable[[], object]], int]  # by name, and the number of trained parameters
 
 
 class Missing(Exception):
     """A side needs a module that its Python does not have."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """The side that the others are compared with, and what it needs to be there."""
+
+    name: str  # in the table
+    needs: Mapping[str, str]  # environment variable -> what it names; arguments in the same order may name it instead
+    build: Callable[..., Works]  # from what was named, as strings
+    python: str | None = None  # the one of `needs` that names the Python of this side
 
 
 @dataclass
@@ -49,8 +60,8 @@ class Measured:
 # ---- in the process of a side
 
 
-def serve(build: Callable[[], tuple[dict[str, Callable[[], object]], int]]) -> None:
-    """Build works and the number of parameters, then do what the other end asks for."""
+def _serve(build: Callable[[], Works]) -> None:
+    """Build the works, then do what the other end asks for."""
     try:
         works, parameters = build()
     except ModuleNotFoundError as error:
@@ -62,7 +73,7 @@ def serve(build: Callable[[], tuple[dict[str, Callable[[], object]], int]]) -> N
         if order == "peak":
             works[work]()
             works[work]()  # the second call finds everything compiled and every moment made
-            _tell(_peak(works[work]))
+            _tell(peak(works[work]))
         else:
             wall, cpu = time.perf_counter(), time.process_time()
             works[work]()
@@ -92,7 +103,7 @@ def _tell(*words: object) -> None:
     print(_TAG, *words, flush=True)
 
 
-def _peak(call: Callable[[], object]) -> float:
+def peak(call: Callable[[], object]) -> float:
     """MiB that a call needs above what is held before; Linux."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
@@ -111,7 +122,37 @@ def _resident(key: str) -> float:
 # ---- at the other end
 
 
-def measured(commands: Mapping[str, list[str]], works: list[str], rounds: int = ROUNDS) -> dict[str, Measured]:
+def compare(module: str, title: str, unit: str, points: Mapping[str, int], peer: Peer, ours: Mapping[str, Callable[[], Works]]) -> int:
+    """The whole of `python -m benchmarks.MODULE`: a table of the works that `points` has, with the points that a call of each deals with.
+
+    `python -m benchmarks.MODULE side NAME ...` is what it starts for each side.
+    """
+    if sys.argv[1:2] == ["side"]:
+        name, *given = sys.argv[2:]
+        _serve(ours[name] if name in ours else lambda: peer.build(*given))
+        return 0
+    found = named(peer.needs)
+    if found is None:
+        return 0
+
+    def command(name: str, python: str = sys.executable) -> list[str]:
+        return [python, "-m", f"benchmarks.{module}", "side", name, *found.values()]
+
+    theirs = command(peer.name, found[peer.python]) if peer.python else command(peer.name)
+    return _report(title, unit, points, {peer.name: theirs, **{name: command(name) for name in ours}})
+
+
+def named(needs: Mapping[str, str]) -> dict[str, str] | None:
+    """What the arguments or the environment name, paths absolute; None, with a message, where something is not named."""
+    given = sys.argv[1 : 1 + len(needs)] if len(sys.argv) > len(needs) else [os.environ.get(variable, "") for variable in needs]
+    if not all(given):
+        where = "as the argument" if len(needs) == 1 else "as arguments"
+        print(f"skipped: no peer; name {' and '.join(needs.values())} {where} or in {' and '.join(needs)}")
+        return None
+    return {variable: str(Path(one).absolute()) if Path(one).exists() else one for variable, one in zip(needs, given, strict=True)}
+
+
+def _measured(commands: Mapping[str, list[str]], works: list[str]) -> dict[str, Measured]:
     """What every side needs for every work. Raises Missing, and RuntimeError where a side ends early."""
     with contextlib.ExitStack() as stack:
         sides = {name: stack.enter_context(_started(name, command)) for name, command in commands.items()}
@@ -119,7 +160,7 @@ def measured(commands: Mapping[str, list[str]], works: list[str], rounds: int = 
         for work in works:
             for name, side in sides.items():
                 found[name].peak[work] = float(side.ask("peak", work)[0])
-            for _ in range(rounds):
+            for _ in range(ROUNDS):
                 for name, side in sides.items():
                     wall, cpu = side.ask("time", work)
                     found[name].wall.setdefault(work, []).append(float(wall))
@@ -127,23 +168,18 @@ def measured(commands: Mapping[str, list[str]], works: list[str], rounds: int = 
     return found
 
 
-def own(module: str, *what: str) -> list[str]:
-    """The command of a side in this Python: `python -m benchmarks.MODULE side WHAT...`."""
-    return [sys.executable, "-m", f"benchmarks.{module}", "side", *what]
-
-
-def report(title: str, unit: str, points: Mapping[str, int], commands: Mapping[str, list[str]], rounds: int = ROUNDS) -> int:
-    """Measure and print a table; the first side is what the others are compared with. `points` of the works is what a call deals with."""
+def _report(title: str, unit: str, points: Mapping[str, int], commands: Mapping[str, list[str]]) -> int:
+    """Measure and print a table; the first side is what the others are compared with."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console(width=150)
     try:
-        found = measured(commands, list(points), rounds)
+        found = _measured(commands, list(points))
     except Missing as error:
         console.print(f"{title}: skipped, {error}")
         return 0
-    table = Table(title=f"{title}; one thread, float32, {rounds} rounds, load average {os.getloadavg()[0]:.1f}")
+    table = Table(title=f"{title}; one thread, float32, {ROUNDS} rounds, load average {os.getloadavg()[0]:.1f}")
     for column in ("work", "side", "parameters", "CPU ms", f"{unit}/s", "peak MiB", "CPU ratio", "time ratio"):
         table.add_column(column, justify="left" if column in ("work", "side") else "right")
     for work, count_of in points.items():

@@ -22,6 +22,7 @@ import contextlib
 import io
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,16 +41,15 @@ BANDS = 32
 INFO = worlds.torus_info(geometry="plane")
 STAGES = {"teacher": "stage1", "quantize": "stage2", "predict": "stage3"}
 POINTS_OF = {"teacher": FRAMES * POINTS, "quantize": FRAMES * POINTS, "predict": SEQUENCES * LENGTH * QUERIES, "forecast": AHEAD * POINTS}
-Works = tuple[dict[str, Callable[[], object]], int]
 
 
-def ours(head: str) -> Works:
+def ours(head: str) -> sides.Works:
     torch.manual_seed(0)
     given = {"mode": "released" if head == "regress" else "improved", "head": head, "code_width": 64, "hidden": 128}
     model = Dsq(Dsq.Config.model_validate({**given, "width": 384, "depth": 6, "heads": 6, "projection": 1536}), INFO)
-    frame = full(worlds.batch(INFO, b=FRAMES, n=SENSORS, s=1, q=POINTS))
-    sequence = full(worlds.batch(INFO, b=SEQUENCES, n=SENSORS, s=LENGTH, q=QUERIES))
-    asked = full(worlds.batch(INFO, b=1, n=SENSORS, s=AHEAD, q=POINTS))
+    frame = worlds.batch(INFO, b=FRAMES, n=SENSORS, s=1, q=POINTS, padded=False)
+    sequence = worlds.batch(INFO, b=SEQUENCES, n=SENSORS, s=LENGTH, q=QUERIES, padded=False)
+    asked = worlds.batch(INFO, b=1, n=SENSORS, s=AHEAD, q=POINTS, padded=False)
 
     def step(phase: str, batch: FieldBatch) -> Callable[[], None]:
         model.begin(phase)
@@ -65,15 +65,9 @@ def ours(head: str) -> Works:
     return works, sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in model.sparse.parameters())
 
 
-def full(batch: FieldBatch) -> FieldBatch:
-    batch.context.mask.fill_(True)
-    batch.query.mask.fill_(True)
-    return batch
-
-
-def released(folder: Path) -> Works:
+def released(folder: str) -> sides.Works:
     torch.manual_seed(0)
-    module = peer_module(folder)
+    module = peer_module(Path(folder))
     with contextlib.redirect_stdout(io.StringIO()):
         net = module.Senseiver(
             training_stage="stage1", space_bands=BANDS, image_size=[64, 64], im_ch=1, enc_preproc_ch=48, num_latents=256,
@@ -113,28 +107,15 @@ def peer_module(folder: Path) -> ModuleType:
     """Their module network_light. Raises FileNotFoundError without it, ModuleNotFoundError without what it needs."""
     if not (folder / "network_light.py").exists():
         raise FileNotFoundError(f"{folder / 'network_light.py'} is not there: name a checkout of wznwznwzn123/SparQT")
-    stand_in = ModuleType("fairscale.nn")
-    stand_in.checkpoint_wrapper = lambda layer: layer  # type: ignore[attr-defined]
-    sys.modules.setdefault("fairscale", ModuleType("fairscale"))
-    sys.modules.setdefault("fairscale.nn", stand_in)
+    peers.stand_in_for_fairscale()
     sys.path.insert(0, str(folder))
     import network_light
 
     return network_light  # type: ignore[no-any-return]
 
 
-def main(folder: Path) -> int:
-    commands = {"released": sides.own("sparqt", "released", str(folder.resolve()))}
-    commands |= {f"ours, {head}": sides.own("sparqt", head) for head in ("regress", "index")}
-    title = f"DSQ: {FRAMES} x {POINTS} points; {SEQUENCES} x {LENGTH} frames; {AHEAD - 1} frames ahead"
-    return sides.report(title, "points", POINTS_OF, commands)
-
-
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["side"]:
-        torch.set_num_threads(1)
-        what = sys.argv[2:]
-        sides.serve(lambda: released(Path(what[1])) if what[0] == "released" else ours(what[0]))
-        raise SystemExit(0)
-    named = peers.checkout("wznwznwzn123/SparQT", "SPARQT")
-    raise SystemExit(main(named) if named else 0)
+    title = f"DSQ: {FRAMES} x {POINTS} points; {SEQUENCES} x {LENGTH} frames; {AHEAD - 1} frames ahead"
+    peer = sides.Peer("released", {"SPARQT": "a checkout of wznwznwzn123/SparQT"}, released)
+    heads = {f"ours, {head}": partial(ours, head) for head in ("regress", "index")}
+    raise SystemExit(sides.compare("sparqt", title, "points", POINTS_OF, peer, heads))

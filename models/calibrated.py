@@ -64,7 +64,7 @@ class Calibrated:
 
 
 def corrected(answer: FieldPrediction, background: Tensor | None, weight: Tensor, factor: Tensor) -> FieldPrediction:
-    """`answer` with weight and factor [B,S,Q,C]; probabilities of classes stay."""
+    """`answer` with weight and factor that broadcast to its mean; probabilities of classes stay."""
     mean = answer.mean if background is None else torch.lerp(background.to(answer.mean), answer.mean, weight)
 
     def widened(values: Tensor) -> Tensor:  # [...,B,S,Q,C]

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.calibrated import Calibration, at_seen_sensor
-from models.contract import DatasetInfo, FieldBatch, Predictor
+from models.calibrated import Calibration, at_seen_sensor, corrected
+from models.contract import DatasetInfo, FieldBatch, FieldPrediction, Predictor
 from pipeline import predict
 from pipeline.outcome import Outcome, outcome_at
 
@@ -31,7 +31,7 @@ class _Asked:
     """The questions of one lead at one kind of place, batch by batch."""
 
     outcomes: list[Outcome] = field(default_factory=list)
-    priors: list[np.ndarray] = field(default_factory=list)  # means of the background [P,C], none where there is none
+    backgrounds: list[np.ndarray] = field(default_factory=list)  # means [P,C], none where there is none
     blocks: list[np.ndarray] = field(default_factory=list)  # [P]
 
 
@@ -41,8 +41,8 @@ def calibrate(model: Predictor, batches: Iterable[tuple[FieldBatch, np.ndarray]]
     leads: tuple[float, ...] = ()
     for batch, block in batches:
         context, query = batch.context, batch.query
-        with torch.inference_mode():
-            answer = predict.physical(model.predict(context.to(device), query.to(device)), info)
+        answer = predict.answer(model, context, query, info, device)
+        background = None if query.background is None else predict.physical(FieldPrediction(query.background), info).mean.numpy()
         leads = tuple((query.time - context.time[:, -1:])[0].tolist())
         seen = at_seen_sensor(context, query)
         for group in (0, 1):
@@ -51,9 +51,8 @@ def calibrate(model: Predictor, batches: Iterable[tuple[FieldBatch, np.ndarray]]
                 here, at = asked[group, lead], (b, np.full(len(b), lead), q)
                 here.outcomes.append(outcome_at(query, answer, at, at[1], model.levels, info))
                 here.blocks.append(block[b])
-                if query.background is not None:
-                    prior = query.background.detach().cpu().numpy()[at].astype(np.float64)
-                    here.priors.append(prior * np.asarray(info.std) + np.asarray(info.mean))
+                if background is not None:
+                    here.backgrounds.append(background[at].astype(np.float64))
     found = [[_of_lead(asked[group, lead]) for lead in range(len(leads))] for group in (0, 1)]
     weight, factor = (tuple(tuple(pair[i] for pair in group) for group in found) for i in (0, 1))
     return Calibration(leads, weight, factor)
@@ -63,16 +62,15 @@ def _of_lead(asked: _Asked) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Weight and factor of every variable."""
     outcome, block = _joined(asked.outcomes), np.unique(np.concatenate(asked.blocks), return_inverse=True)[1]
     certain = outcome.distribution in ("mean only", "classes")
-    prior = np.concatenate(asked.priors) if asked.priors else outcome.mean
-    step = outcome.mean - prior
+    background = torch.from_numpy(np.concatenate(asked.backgrounds)) if asked.backgrounds else None
     weight, factor = np.ones(outcome.truth.shape[1]), np.ones(outcome.truth.shape[1])
 
     def score(weight: float | np.ndarray, factor: float | np.ndarray) -> np.ndarray:
-        tried = _widened(_moved(outcome, prior + weight * step), factor)
+        tried = _corrected(outcome, background, weight, factor)
         return tried.error**2 if certain else tried.crps()
 
     for _ in range(_ROUNDS if block.any() else 0):  # one block has no standard error
-        if asked.priors:
+        if background is not None:
             weight = _modest(_WEIGHTS, lambda w: score(w, factor), block)  # noqa: B023 - called at once
         if not certain:
             factor = _modest(_FACTORS, lambda f: score(weight, f), block)  # noqa: B023
@@ -100,15 +98,10 @@ def _joined(parts: list[Outcome]) -> Outcome:
     return replace(parts[0], **means, scale=join("scale"), quantiles=join("quantiles"), samples=join("samples", 1))
 
 
-def _moved(o: Outcome, mean: np.ndarray) -> Outcome:
-    """The same distributions about other means."""
-    by = mean - o.mean
-    quantiles = None if o.quantiles is None else o.quantiles + by[..., None]
-    return replace(o, mean=mean, quantiles=quantiles, samples=None if o.samples is None else o.samples + by)
-
-
-def _widened(o: Outcome, factor: float | np.ndarray) -> Outcome:
-    scale = None if o.scale is None else factor * o.scale
-    samples = None if o.samples is None else o.mean + factor * (o.samples - o.mean)
-    quantiles = None if o.quantiles is None else (o.mean + factor * (o.quantiles.transpose(2, 0, 1) - o.mean)).transpose(1, 2, 0)
-    return replace(o, scale=scale, quantiles=quantiles, samples=samples)
+def _corrected(o: Outcome, background: torch.Tensor | None, weight: float | np.ndarray, factor: float | np.ndarray) -> Outcome:
+    """What would have been predicted with this weight and factor, of all variables or of each [C]."""
+    forms = (None if array is None else torch.from_numpy(array) for array in (o.scale, o.quantiles, o.samples))
+    numbers = (torch.as_tensor(number, dtype=torch.float64) for number in (weight, factor))
+    made = corrected(FieldPrediction(torch.from_numpy(o.mean), *forms), background, *numbers)
+    scale, quantiles, samples = (None if tensor is None else tensor.numpy() for tensor in (made.scale, made.quantiles, made.samples))
+    return replace(o, mean=made.mean.numpy(), scale=scale, quantiles=quantiles, samples=samples)

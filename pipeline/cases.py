@@ -44,14 +44,12 @@ def cases(
     if not leads or min(leads) <= -context_frames:
         raise ValueError(f"leads must lie after {-context_frames}, where the context begins, and be at least one, found {list(leads)}")
     rows = Rows(dataset)
-    number = np.flatnonzero(np.asarray(dataset["cases/split"]) == SPLITS[split])
+    number = numbers(dataset, split, limit)
     if not len(number):
         raise ValueError(f"{dataset.info.name} has no {split} case: subsample made none; lower its `stride` or enlarge the split")
     by_case = "cases/asked" in dataset
     if not dataset.has_truth and not rows.n_sensors and "obs/role" not in dataset and not by_case:
         raise ValueError(f"{dataset.info.name} has no dense truth, observation to ask or fixed sensor: there is nothing to score against")
-    if limit is not None and limit < len(number):
-        number = number[np.linspace(0, len(number) - 1, limit).round().astype(int)]
     role = np.asarray(dataset["sensor/role"]) if rows.n_sensors else np.zeros(0, int)
     asked = np.flatnonzero((role == CONTEXT) | (role == HELD_OUT_FOR[split]))
     for start in range(0, len(number), batch):
@@ -86,6 +84,14 @@ def cases(
             distance=np.broadcast_to(far, query.mask.shape),
             leads=tuple(leads),
         )
+
+
+def numbers(dataset: SensorDataset, split: str, limit: int | None = None) -> np.ndarray:
+    """Numbers of the cases of a split in the order stored, or of `limit` of them evenly spread."""
+    number = np.flatnonzero(np.asarray(dataset["cases/split"]) == SPLITS[split])
+    if limit is None or limit >= len(number):
+        return number
+    return number[np.linspace(0, len(number) - 1, limit).round().astype(int)]
 
 
 def distance(info: DatasetInfo, context: Frames, position: Tensor, frame: int = -1) -> np.ndarray:

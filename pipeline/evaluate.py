@@ -29,7 +29,7 @@ from models.contract import DatasetInfo, FieldPrediction, Frames, Predictor
 from pipeline import atomic, device, oracle, predict, runs, scores
 from pipeline import sensors as sensor_data
 from pipeline.bootstrap import Bootstrap
-from pipeline.cases import CaseBatch, cases
+from pipeline.cases import CaseBatch, cases, numbers
 from pipeline.oracle import Oracle
 from pipeline.outcome import outcome_at
 from pipeline.params import Section
@@ -127,9 +127,7 @@ def score(
 ) -> tuple[scores.Table, pd.DataFrame, pd.DataFrame]:
     """The score table of one predictor, its predictions of the example cases, and the RMSE of each case."""
     info = dataset.info
-    number = np.flatnonzero(np.asarray(dataset["cases/split"]) == sensor_data.SPLITS[SPLIT])
-    if params.cases is not None and params.cases < len(number):
-        number = number[np.linspace(0, len(number) - 1, params.cases).round().astype(int)]
+    number = numbers(dataset, SPLIT, params.cases)
     blocks = np.unique(np.asarray(dataset["cases/block"])[number])
     shown = set(number[np.linspace(0, len(number) - 1, params.examples + 2).round().astype(int)[1:-1]]) if len(number) else set()
     sums = Sums(blocks, params.leads, params.distance_edges, len(info.variables))
@@ -216,8 +214,7 @@ def _predict(predictor: Predictor, part: CaseBatch, able: np.ndarray, device: st
     """Physical predictions of the query frames `able` [S]; the truth does not leave this file."""
     hidden = {f.name: getattr(part.batch.query, f.name) for f in fields(Frames) if f.name != "value"}
     query = Frames(**{name: tensor[:, able] for name, tensor in hidden.items() if tensor is not None})
-    with torch.inference_mode():
-        return predict.physical(predictor.predict(part.batch.context.to(device), query.to(device)), info)
+    return predict.answer(predictor, part.batch.context, query, info, device)
 
 
 def _not_finite(answer: FieldPrediction, part: CaseBatch, able: np.ndarray) -> str:

@@ -34,6 +34,14 @@ class Rule(Section):
     mostly: float = Field(1.0, ge=0, le=1)  # share of the evaluated that must hold
 
 
+def complete(rules: dict[str, Rule], names: tuple[str, ...]) -> dict[str, Rule]:
+    """The rules of a gate; ValueError where one of `names` is missing or another is there."""
+    missing, unknown = [name for name in names if name not in rules], [name for name in rules if name not in names]
+    if missing or unknown:
+        raise ValueError(f"missing rules: {missing or 'none'}, unknown rules: {unknown or 'none'}")
+    return rules
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What one rule found in one table."""

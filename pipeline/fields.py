@@ -167,16 +167,6 @@ def write_block(path: Path, name: str, start: int, values: np.ndarray) -> None:
     array[start : start + len(values)] = values.astype("f4", copy=False)
 
 
-def write_field(field: xr.Dataset, path: Path) -> None:
-    """Write a whole field, which may be lazy, block by block."""
-    create(path, field.drop_vars(list(field.data_vars)), {str(name): field[name].attrs for name in field.data_vars})
-    length = block_length(field.sizes)
-    for name, array in field.data_vars.items():
-        ordered = array.transpose(*(dim for dim in DIMS if dim in array.dims))
-        for start in range(0, len(ordered), length):
-            write_block(path, str(name), start, ordered[start : start + length].values)
-
-
 def _described(field: xr.Dataset) -> xr.Dataset:
     """Add CF and ACDD attributes that follow from the coordinates."""
     field = field.drop_encoding()

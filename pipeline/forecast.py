@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 import xarray as xr
 from pydantic import Field, field_validator
 from scipy.special import ndtri
@@ -212,8 +211,7 @@ def _one(dataset: SensorDataset, loaded: runs.Run, frame: int, grid: Grid, param
     leads = np.arange(0, (params.max_lead if "forecast" in loaded.predictor.tasks else 0) + 1, params.every)
     fixed = np.asarray(dataset["sensor/position"], "f8") if info.n_sensors else np.zeros((0, len(info.space)))
     batch = at_points(dataset, frame, loaded.context_frames, np.concatenate([grid.points, fixed]), leads.tolist())
-    with torch.no_grad():
-        answer = predict.physical(loaded.predictor.predict(batch.context, batch.query), info)
+    answer = predict.answer(loaded.predictor, batch.context, batch.query, info, device.name())
     values, levels = distribution(answer, loaded.predictor.levels, params.levels)
     clipped = {}
     for channel, name in enumerate(info.variables):

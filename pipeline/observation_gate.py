@@ -54,10 +54,7 @@ class ObservationGate(Section):
     @field_validator("rules")
     @classmethod
     def _all_rules(cls, value: dict[str, Rule]) -> dict[str, Rule]:
-        missing, unknown = [r for r in RULES if r not in value], [r for r in value if r not in RULES]
-        if missing or unknown:
-            raise ValueError(f"missing rules: {missing or 'none'}, unknown rules: {unknown or 'none'}")
-        return value
+        return expectations.complete(value, RULES)
 
     @field_validator("variables")
     @classmethod

@@ -1,10 +1,16 @@
-"""From model units back to physical units: the inverse of what `pipeline/rows.py` does to values."""
+"""Ask a predictor, and go from model units back to physical units: the inverse of what `pipeline/rows.py` does to values."""
 
 from __future__ import annotations
 
 import torch
 
-from models.contract import DatasetInfo, FieldPrediction
+from models.contract import DatasetInfo, FieldPrediction, Frames, Predictor
+
+
+def answer(predictor: Predictor, context: Frames, query: Frames, info: DatasetInfo, device: torch.device | str) -> FieldPrediction:
+    """What a predictor that lives on `device` says to a query, in info.units and on the CPU."""
+    with torch.inference_mode():
+        return physical(predictor.predict(context.to(device), query.to(device)), info)
 
 
 def physical(prediction: FieldPrediction, info: DatasetInfo) -> FieldPrediction:

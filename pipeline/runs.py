@@ -88,11 +88,18 @@ def load(folder: Path, info: DatasetInfo, device: torch.device | str = "cpu") ->
     if found != text["weights_sha256"]:
         raise ValueError(f"{weights} has sha256 {found}, run.json expects {text['weights_sha256']}: the file is damaged, train again")
     predictor = _build(text["name"], text["config"], trained_on, {**load_file(weights), **text["strings"]}, device)
-    if (folder / _CALIBRATION).exists():
-        predictor = Calibrated(predictor, Calibration.from_json(json.loads((folder / _CALIBRATION).read_text(encoding="utf-8"))))
+    corrections = calibration(folder)
+    if corrections is not None:
+        predictor = Calibrated(predictor, corrections)
     if (folder / "background").exists():
         predictor = WithBackground(load(folder / "background", info).predictor, predictor)
     return Run(text["name"], predictor, text["config"], trained_on, text["context_frames"], found)
+
+
+def calibration(folder: Path) -> Calibration | None:
+    """What the answers of a run are corrected by; None where they are not."""
+    path = folder / _CALIBRATION
+    return Calibration.from_json(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
 def folders(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ HOMES = {
     "prefect": "flows/",
     "dvc": "nowhere: only its command line is used, in flows/dvc.py",
     "great_expectations": "pipeline/expectations.py",
-    "lightning": "pipeline/train.py",
+    "lightning": "pipeline/training_loop.py",
     "titanlib": "pipeline/qc_spatial.py",
     "icechunk": "pipeline/publish.py",
 }

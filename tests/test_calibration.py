@@ -15,7 +15,7 @@ from models import registry
 from models.background import WithBackground
 from models.calibrated import ELSEWHERE, SEEN, Calibrated, Calibration, at_seen_sensor, corrected
 from models.contract import FieldBatch, FieldPrediction, Frames
-from pipeline import baselines, runs, sensors, train
+from pipeline import baselines, runs, sensors, train, training_loop
 from pipeline.calibration import _modest, calibrate
 from pipeline.cases import cases
 from pipeline.params import validated
@@ -212,7 +212,7 @@ def test_a_lead_that_cannot_be_answered_is_found_out_before_the_training(tmp_pat
         raise ValueError("lead 2 is beyond the horizon")
 
     monkeypatch.setattr(Tiny, "predict", refusing)
-    monkeypatch.setattr(train, "_fit", lambda *_: pytest.fail("it trained"))
+    monkeypatch.setattr(training_loop, "fit", lambda *_: pytest.fail("it trained"))
     with pytest.raises(ValueError, match="beyond the horizon"):
         train.run(params, "stations", "tiny", sensors=tmp_path / "s.zarr", baselines=tmp_path, out=tmp_path / "tiny")
 

@@ -12,6 +12,7 @@ import pytest
 import xarray as xr
 
 from pipeline import fields
+from tests import worlds
 
 DESCRIBED = {"title": "t", "license": "CC0-1.0", "source": "s", "history": "h", "geometry": "plane"}
 
@@ -31,7 +32,7 @@ def digest(folder: Path) -> str:
 
 
 def test_a_written_field_opens_with_plain_xarray_and_is_cf(tmp_path: Path) -> None:
-    fields.write_field(weather(), tmp_path / "field.zarr")
+    worlds.write_field(weather(), tmp_path / "field.zarr")
     with xr.open_zarr(tmp_path / "field.zarr", consolidated=False) as found:
         assert found["t2m"].dtype == np.float32
         assert found["t2m"].attrs == {
@@ -52,8 +53,8 @@ def test_a_written_field_opens_with_plain_xarray_and_is_cf(tmp_path: Path) -> No
 
 def test_the_same_field_has_the_same_bytes_in_any_blocks_and_order_of_dims(tmp_path: Path) -> None:
     field = weather()
-    fields.write_field(field, tmp_path / "a")
-    fields.write_field(field.chunk(time=2).transpose("x", "time", "y"), tmp_path / "b")
+    worlds.write_field(field, tmp_path / "a")
+    worlds.write_field(field.chunk(time=2).transpose("x", "time", "y"), tmp_path / "b")
     coordinates = field.drop_vars("t2m")
     fields.create(tmp_path / "c", coordinates, {"t2m": field["t2m"].attrs})
     for start in (3, 0):
@@ -84,7 +85,7 @@ def test_a_lazy_field_is_read_block_by_block(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(fields, "CHUNK_BYTES", 2 * 2 * 3 * 4)
     lazy = weather(20)
     lazy["t2m"] = (("time", "y", "x"), da.map_blocks(frames, chunks=((2,) * 10, (2,), (3,)), dtype="f4", meta=np.zeros((0, 0, 0), "f4")))
-    fields.write_field(lazy, tmp_path / "field.zarr")
+    worlds.write_field(lazy, tmp_path / "field.zarr")
     assert asked == [(i, i + 2) for i in range(0, 20, 2)]
     assert len(list((tmp_path / "field.zarr" / "t2m" / "c").iterdir())) == 10
 
@@ -99,9 +100,9 @@ def test_trajectories_share_chunks_of_whole_trajectories() -> None:
 def test_a_field_without_a_description_or_with_an_unknown_variable_is_refused(tmp_path: Path) -> None:
     bare = weather().drop_attrs()
     with pytest.raises(ValueError, match="title, license, source, history, geometry not given"):
-        fields.write_field(bare, tmp_path / "a")
+        worlds.write_field(bare, tmp_path / "a")
     with pytest.raises(ValueError, match="unknown variable 'heat'"):
-        fields.write_field(weather().rename(t2m="heat"), tmp_path / "b")
+        worlds.write_field(weather().rename(t2m="heat"), tmp_path / "b")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_every_break_of_the_contract_is_named(change: object, message: str) -> N
 
 
 def test_a_broken_field_is_refused_on_opening(tmp_path: Path) -> None:
-    fields.write_field(weather().isel(y=[1, 0]), tmp_path / "field.zarr")
+    worlds.write_field(weather().isel(y=[1, 0]), tmp_path / "field.zarr")
     with pytest.raises(ValueError, match="breaks the field contract"):
         fields.open_field(tmp_path)
     with pytest.raises(ValueError, match="does not exist: run the stage that writes it first"):

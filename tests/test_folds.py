@@ -17,6 +17,8 @@ from models.contract import FieldBatch, FieldPrediction
 from pipeline import baselines, folds, runs, sensors, train
 from pipeline.batches import TrainingBatches, Windows
 from pipeline.params import ParamsError, validated
+from pipeline.phase import Phase
+from pipeline.training_data import TrainingData
 from tests import worlds
 
 WINDOWS = {"context_frames": 12, "max_lead": 4, "batch": 8, "query_frames": 2, "hide": 2}
@@ -106,27 +108,27 @@ class _Marked(Climatology):
 def test_in_training_the_copy_that_has_not_seen_the_fold_answers_and_in_validation_the_whole() -> None:
     dataset = worlds.stations(hours=400)
     phase = validated(
-        {"windows": WINDOWS, "validation": {"leads": [0]}, "steps": 4, "validate_every": 4, "learning_rate": 0.1}, train.Phase, "phase"
+        {"windows": WINDOWS, "validation": {"leads": [0]}, "steps": 4, "validate_every": 4, "learning_rate": 0.1}, Phase, "phase"
     )
-    data = train.Data(dataset, _Marked(9.0), phase, 0, [_Marked(float(fold)) for fold in range(3)])
+    data = TrainingData(dataset, _Marked(9.0), phase, 0, [_Marked(float(fold)) for fold in range(3)])
     number = folds.folds(dataset, 3)
     for step in range(6):
         batch = data.batch(step)
         assert batch.query.background is not None
         assert (batch.query.background == step % 3).all()
         assert (number[frames_of(dataset, batch)] == step % 3).all()
-    assert all((batch.query.background == 9).all() for batch in data.val_dataloader())
+    assert all((batch.query.background == 9).all() for batch in data.validation())
 
 
 def test_a_poorer_background_takes_every_other_round_of_the_folds_until_the_last_fifth() -> None:
     phase = validated(
-        {"windows": WINDOWS, "validation": {"leads": [0]}, "steps": 20, "validate_every": 20, "learning_rate": 0.1}, train.Phase, "phase"
+        {"windows": WINDOWS, "validation": {"leads": [0]}, "steps": 20, "validate_every": 20, "learning_rate": 0.1}, Phase, "phase"
     )
     unseen = [_Marked(float(fold)) for fold in range(2)]
-    data = train.Data(worlds.stations(hours=400), _Marked(9.0), phase, 0, unseen, beside=_Marked(7.0))
+    data = TrainingData(worlds.stations(hours=400), _Marked(9.0), phase, 0, unseen, beside=_Marked(7.0))
     answers = [float(data.batch(step).query.background.flatten()[0]) for step in range(20)]  # type: ignore[union-attr]
     assert answers == [7, 7, 0, 1] * 4 + [0, 1] * 2
-    assert all((batch.query.background == 9).all() for batch in data.val_dataloader())  # type: ignore[union-attr]
+    assert all((batch.query.background == 9).all() for batch in data.validation())  # type: ignore[union-attr]
 
 
 def test_a_poorer_background_goes_beside_another_and_needs_no_folds(project: Path) -> None:

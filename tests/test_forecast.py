@@ -15,9 +15,9 @@ import torch
 import xarray as xr
 from scipy.special import ndtri
 
-from models.contract import FieldPrediction
+from models.contract import FieldPrediction, Frames
 from pipeline import cube as cubes
-from pipeline import forecast, geometry, sanity, sensors
+from pipeline import device, forecast, geometry, sanity, sensors
 from tests import forecasts, worlds
 
 NOW = datetime(2026, 11, 22, 6, tzinfo=UTC)
@@ -227,3 +227,17 @@ def test_classes_are_not_forecast(tmp_path: Path) -> None:
     waves = worlds.waves()
     with pytest.raises(ValueError, match=r"waves has classes \(vorticity\), and a forecast cube holds quantiles"):
         forecasts.make(tmp_path, replace(waves, info=replace(waves.info, classes=True)), init="case", max_lead=4)
+
+
+def test_a_model_is_asked_where_it_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device without numbers stands for a GPU: the answer is made from shapes alone."""
+    asked = []
+
+    def predict(self: forecasts.Plane, context: Frames, query: Frames) -> FieldPrediction:
+        asked.extend([context.position.device.type, query.position.device.type])
+        return FieldPrediction(torch.zeros(*query.mask.shape, 1))
+
+    monkeypatch.setattr(device, "name", lambda: "meta")
+    monkeypatch.setattr(forecasts.Plane, "predict", predict)
+    forecasts.make(tmp_path, worlds.stations(hours=200))
+    assert asked == ["meta", "meta"]

@@ -11,25 +11,11 @@ from safetensors.torch import load, save
 
 from models import registry
 from models.contract import TASKS, DatasetInfo, FieldBatch, FieldPrediction, Frames
-from tests import worlds
+from tests import tiny_aroma, worlds
 
 LATENTS = {"latents": 16, "channels": 16, "token_width": 16, "query_width": 16, "rounds": 2, "self_layers": 1, "bands": 4, "highest": 4.0}
 SMALL: dict[str, dict[str, Any]] = {
-    "aroma": {
-        "width": 16,
-        "tokens": 6,
-        "channels": 3,
-        "heads": 2,
-        "head_width": 8,
-        "bands": 4,
-        "feature_width": 8,
-        "field_width": 16,
-        "stepper_width": 16,
-        "stepper_depth": 1,
-        "stepper_heads": 2,
-        "ffn_factor": 1,
-        "members": 2,
-    },
+    "aroma": {**tiny_aroma.SMALL, "stepper_depth": 1, "ffn_factor": 1, "members": 2},
     "bsa_tnp": {"width": 8, "heads": 2, "head_width": 4, "blocks": 2, "factor": 2, "space_bases": 3, "time_bases": 2},
     "convcnp": {
         "horizon": 4,

@@ -1,17 +1,15 @@
-"""SCENT's own promises: groups, frozen projection, time targeting, calibration, unrolling, heads, modes."""
+"""SCENT's own promises: groups, frozen projection, time targeting, calibration, background, modes."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
-import scoringrules
 import torch
 from pydantic import ValidationError
 
-from models.contract import DatasetInfo, FieldBatch, Frames
+from models.contract import FieldBatch, Frames
 from models.layers import Fourier
 from models.scent.attention import Block, in_groups
 from models.scent.config import SIZES
@@ -20,20 +18,8 @@ from models.scent.model import Scent
 from models.scent.neighbours import Neighbours
 from tests import worlds
 from tests.test_model_contract import flat, with_background
+from tests.tiny_scent import TINY, a_batch, built
 
-TINY: dict[str, Any] = {
-    "horizon": 4,
-    "width": 16,
-    "latents": 8,
-    "heads": 2,
-    "cen_layers": 2,
-    "processor_layers": 2,
-    "cn_layers": 2,
-    "ffn_factor": 1,
-    "group": 8,
-    "bands": 4,
-    "projection_width": 4,
-}
 SWITCHES: dict[str, dict[str, Any]] = {
     "improved": {},
     "paper": {"mode": "paper"},
@@ -53,31 +39,6 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "plain mse": {"loss": "mse"},
     "remaining": {"loss": "remaining"},
 }
-
-
-def built(info: DatasetInfo | None = None, zero_head: bool = False, seed: int = 0, **changes: Any) -> Scent:
-    torch.manual_seed(seed)
-    model = Scent(Scent.Config(**{**TINY, **changes}), info or worlds.torus_info()).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if not zero_head and not parameter.any():
-                parameter.normal_(std=0.3)
-    return model
-
-
-def a_batch(info: DatasetInfo | None = None, **sizes: int) -> FieldBatch:
-    return worlds.batch(info or worlds.torus_info(), dtype=torch.float64, **sizes)
-
-
-def ahead(batch: FieldBatch, *leads: float) -> Frames:
-    """The query of one frame, asked at other leads (in frames of step 1)."""
-    q = batch.query
-
-    def again(x: torch.Tensor | None) -> torch.Tensor | None:
-        return None if x is None else x[:, :1].expand(-1, len(leads), *x.shape[2:])
-
-    time = batch.context.time[:, -1:] + torch.tensor(leads, dtype=torch.float64)
-    return Frames(again(q.position), again(q.mask), time, again(q.value), again(q.covariate))  # type: ignore[arg-type]
 
 
 # ---- 1: groups
@@ -183,104 +144,6 @@ def test_memory_chunks_give_the_same_answer(monkeypatch: pytest.MonkeyPatch) -> 
     whole = flat(model.predict(batch.context, batch.query))
     monkeypatch.setattr("models.scent.model._ROWS", 10)
     torch.testing.assert_close(flat(model.predict(batch.context, batch.query)), whole, atol=1e-10, rtol=0)
-
-
-# ---- 5: warp-unrolled forecasting
-
-
-def evaluations(model: Scent, batch: FieldBatch, *leads: float) -> int:
-    calls = 0
-    original = model._direct
-
-    def counted(context: Frames, query: Frames) -> Any:
-        nonlocal calls
-        calls += 1
-        return original(context, query)
-
-    model._direct = counted  # type: ignore[method-assign]
-    model.predict(batch.context, ahead(batch, *leads))
-    return calls
-
-
-@pytest.mark.parametrize(
-    ("lead", "expected"), [(0, 1), (1, 1), (3.5, 1), (4, 1), (4.5, 2), (5, 2), (8, 2), (9, 3), (4 * (0.3 / 0.1), 3), (12 * (1 + 1e-9), 3)]
-)
-def test_number_of_jumps(lead: float, expected: int) -> None:
-    assert evaluations(built(), a_batch(), lead) == expected
-
-
-def test_jumps_are_shared_by_the_leads_asked_for() -> None:
-    assert evaluations(built(), a_batch(), 0, 2, 4, 5, 8, 9) == 5  # three answers, two jumps
-
-
-def test_unrolling_by_hand() -> None:
-    batch = a_batch()
-    model = built()
-    c = batch.context
-    at_sensors = Frames(c.position, c.mask, c.time + 4)
-    jumped = replace(c, time=c.time + 4, value=model.predict(c, at_sensors).mean)
-    query = ahead(batch, 2, 7, 8)
-    got = model.predict(c, query).mean
-    within, beyond = slice(0, 1), slice(1, 3)
-    direct = model.predict(c, ahead(batch, 2)).mean
-    later = model.predict(jumped, replace(ahead(batch, 7, 8))).mean
-    torch.testing.assert_close(got[:, within], direct)
-    torch.testing.assert_close(got[:, beyond], later)
-
-
-@pytest.mark.parametrize("horizon", [1, 4])
-def test_unrolling_keeps_the_frames_already_seen(horizon: int) -> None:
-    batch = a_batch(t=3)
-    model = built(horizon=horizon)
-    jumped = model._unrolling.jump(batch.context, batch.query)
-    torch.testing.assert_close(jumped.time, batch.context.time + horizon)
-    assert jumped.value is not None
-    assert batch.context.value is not None
-    if horizon == 1:
-        torch.testing.assert_close(jumped.value[:, :2], batch.context.value[:, 1:])
-    last = Frames(batch.context.position[:, -1:], batch.context.mask[:, -1:], batch.context.time[:, -1:] + horizon)
-    torch.testing.assert_close(jumped.value[:, -1:], model.predict(batch.context, last).mean)
-
-
-def test_windows_of_a_batch_may_ask_for_different_leads() -> None:
-    batch = a_batch(b=2, s=2)
-    model = built(head="gaussian")
-    query = replace(ahead(batch, 3, 6), time=batch.context.time[:, -1:] + torch.tensor([[3.0, 6.0], [5.0, 1.0]], dtype=torch.float64))
-    together = flat(model.predict(batch.context, query))
-    for b in range(2):
-        for s in range(2):
-            lead = float(query.time[b, s] - batch.context.time[b, -1])
-            alone = flat(model.predict(batch.context, ahead(batch, lead)))
-            torch.testing.assert_close(together[b, s], alone[b, 0], atol=1e-10, rtol=0)
-
-
-def test_unrolling_can_read_its_forecast_on_the_queries() -> None:
-    batch = a_batch()
-    far = ahead(batch, 7)
-    sensors, queries = (built(warp=warp) for warp in ("sensors", "queries"))
-    assert queries._unrolling.jump(batch.context, far).mask.shape == (3, 1, 15)
-    assert not torch.allclose(queries.predict(batch.context, far).mean, sensors.predict(batch.context, far).mean)
-
-
-def test_unrolling_takes_covariates_from_the_frames_asked_for() -> None:
-    info = worlds.stations(hours=60).info
-    batch = a_batch(info)
-    model = built(info)
-    assert evaluations(model, batch, 4, 6) == 3
-    with pytest.raises(ValueError, match=r"no frame at the time of the jump.*hour_sin"):
-        model.predict(batch.context, ahead(batch, 6))
-
-
-def test_what_cannot_be_unrolled_is_refused() -> None:
-    batch = with_background(a_batch())
-    model = built()
-    far = replace(batch.query, time=batch.query.time + 9)
-    with pytest.raises(ValueError, match="beyond the horizon 4, and no background"):
-        model.predict(batch.context, far)
-    with pytest.raises(ValueError, match="2 frames before the last context time"):
-        model.predict(batch.context, ahead(batch, -2))
-    with pytest.raises(ValueError, match="training lead is 9 frames, horizon is 4"):
-        model.loss(FieldBatch(batch.context, ahead(batch, 9)))
 
 
 # ---- 6: the frozen projection
@@ -400,98 +263,6 @@ def test_reconstruction_is_learned() -> None:
         schedule.step()
     model.eval()
     assert max(float(model.loss(window(lead))["relative_mse"]) for lead in (0, 2, 4)) < 0.2
-
-
-# ---- heads
-
-
-def test_an_untrained_model_with_a_gaussian_head_is_its_background() -> None:
-    batch = with_background(a_batch())
-    prediction = built(zero_head=True, head="gaussian").predict(batch.context, batch.query)
-    torch.testing.assert_close(prediction.mean, batch.query.background)
-    torch.testing.assert_close(prediction.scale, batch.query.background_scale)
-    alone = built(zero_head=True, head="gaussian").predict(batch.context, replace(batch.query, background=None, background_scale=None))
-    assert alone.scale is not None
-    assert not alone.mean.any()
-    assert (alone.scale == 1).all()
-
-
-def test_an_untrained_model_with_a_quantile_head_has_the_quantiles_of_its_background() -> None:
-    batch = with_background(a_batch())
-    model = built(zero_head=True, head="quantile", levels=(0.05, 0.3, 0.5, 0.8))
-    assert model.levels == (0.05, 0.3, 0.5, 0.8)
-    prediction = model.predict(batch.context, batch.query)
-    q = batch.query
-    assert q.background is not None
-    assert q.background_scale is not None
-    assert prediction.quantiles is not None
-    for k, level in enumerate(model.levels):
-        expected = torch.distributions.Normal(q.background, q.background_scale).icdf(torch.tensor(level, dtype=torch.float64))
-        torch.testing.assert_close(prediction.quantiles[..., k], expected, atol=1e-5, rtol=0)
-
-
-def test_quantiles_never_cross_and_enclose_the_mean() -> None:
-    batch = a_batch()
-    model = built(head="quantile")
-    with torch.no_grad():
-        model.head.out.weight.normal_(std=5)
-    prediction = model.predict(batch.context, batch.query)
-    assert prediction.quantiles is not None
-    assert (prediction.quantiles.diff(dim=-1) > 0).all()
-    assert (prediction.mean > prediction.quantiles[..., 0]).all()
-    assert (prediction.mean < prediction.quantiles[..., -1]).all()
-
-
-def test_losses_by_hand() -> None:
-    batch = with_background(a_batch())
-    q = batch.query
-    assert q.value is not None
-    assert q.background is not None
-    assert q.background_scale is not None
-    error, known = q.value - q.background, q.mask[..., None]
-    expected = {
-        "mse": error[known].square().mean(),
-        "relative_mse": ((error * known).square().sum((2, 3)) / ((q.value * known).square().sum((2, 3)) + 1e-6)).mean(),
-        "nll": -torch.distributions.Normal(q.background, q.background_scale).log_prob(q.value)[known].mean() - 0.5 * math.log(2 * math.pi),
-        "crps": torch.from_numpy(scoringrules.crps_normal(q.value.numpy(), q.background.numpy(), q.background_scale.numpy()))[known].mean(),
-    }
-    heads = {"nll": "gaussian", "crps": "gaussian"}
-    for loss, value in expected.items():
-        model = built(zero_head=True, head=heads.get(loss, "mean"), loss=loss)
-        torch.testing.assert_close(model.loss(batch)["loss"], value)
-
-
-def test_what_remains_of_the_error_of_the_background() -> None:
-    batch = with_background(a_batch())
-    q, model = batch.query, built(zero_head=True, loss="remaining")
-    assert q.value is not None
-    assert q.background is not None
-    assert q.background_scale is not None
-    assert model.loss(batch)["loss"].item() == pytest.approx(1.0)
-    with torch.no_grad():
-        model.head.out.bias.fill_(0.3)
-    known, size = q.mask[..., None], (q.value * q.mask[..., None]).square().sum((2, 3)) + 1e-6
-    after, before = (
-        (((q.value - guess) * known).square().sum((2, 3)) / size).mean()
-        for guess in (q.background + 0.3 * q.background_scale, q.background)
-    )
-    torch.testing.assert_close(model.loss(batch)["loss"], after / before)
-    with pytest.raises(ValueError, match="loss remaining is a share of the background's error"):
-        model.loss(a_batch())
-
-
-def test_pinball_by_hand() -> None:
-    batch = a_batch()
-    model = built(head="quantile", levels=(0.1, 0.5, 0.8))
-    quantiles = model.predict(batch.context, batch.query).quantiles
-    assert quantiles is not None
-    assert batch.query.value is not None
-    expected = [
-        (truth - guess) * level if truth >= guess else (guess - truth) * (1 - level)
-        for level, guesses in zip(model.levels, quantiles[batch.query.mask].unbind(-1), strict=True)
-        for truth, guess in zip(batch.query.value[batch.query.mask].flatten(), guesses.flatten(), strict=True)
-    ]
-    torch.testing.assert_close(model.loss(batch)["loss"].item(), float(torch.stack(expected).mean()))
 
 
 # ---- covariates, background, neighbours

@@ -17,8 +17,10 @@ import yaml
 from safetensors.torch import load_file
 
 from models import registry
-from pipeline import runs, sensors, train
+from pipeline import runs, sensors, train, training_loop
 from pipeline.params import ParamsError, load, validated
+from pipeline.phase import Phase
+from pipeline.training_data import TrainingData
 from tests import worlds
 
 SETTINGS: dict[str, Any] = {
@@ -57,8 +59,8 @@ def world(tmp_path: Path) -> Path:
 def fit(world: Path, out: Path, name: str = "tiny", **changes: Any) -> None:
     """Train with SETTINGS; changes to what a phase holds go to every phase of the model."""
     phases = registry.load(name).phases
-    phase = {**SETTINGS["phases"]["fit"], **{key: value for key, value in changes.items() if key in train.Phase.model_fields}}
-    whole = {key: value for key, value in changes.items() if key not in train.Phase.model_fields}
+    phase = {**SETTINGS["phases"]["fit"], **{key: value for key, value in changes.items() if key in Phase.model_fields}}
+    whole = {key: value for key, value in changes.items() if key not in Phase.model_fields}
     settings = {**SETTINGS, **whole, "phases": dict.fromkeys(phases, phase)}
     params = validated(settings, train.params_model("waves", name), f"train.waves.{name}")
     train.run(params, "waves", name, sensors=world, baselines=out.parent / "baselines", out=out)
@@ -118,15 +120,15 @@ def test_resume_after_kill_9_gives_the_weights_of_an_uninterrupted_run(
         import os, signal
         from pathlib import Path
         from models import registry
-        from pipeline import train
+        from pipeline import training_loop
         from tests.test_train import fit
         registry.FIELD_MODELS["tiny"] = "tests.tiny_model:Tiny"
-        step = train.Training.training_step
+        step = training_loop.Training.training_step
         def killed(self, batch, index):
             if self.global_step == 17 and self.seed[1] == {phase}:
                 os.kill(os.getpid(), signal.SIGKILL)
             return step(self, batch, index)
-        train.Training.training_step = killed
+        training_loop.Training.training_step = killed
         fit(Path({str(world)!r}), Path({str(out)!r}), {model!r}, average={average}, **{changes!r})
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=Path(__file__).parents[1], capture_output=True, text=True)
@@ -134,14 +136,14 @@ def test_resume_after_kill_9_gives_the_weights_of_an_uninterrupted_run(
     assert not out.exists()
     assert len(list(out.parent.rglob("last.ckpt"))) == phase + 1
     seen = []
-    original = train.Training.training_step
+    original = training_loop.Training.training_step
 
-    def counted(self: train.Training, batch: Any, index: int) -> torch.Tensor:
+    def counted(self: training_loop.Training, batch: Any, index: int) -> torch.Tensor:
         seen.append((self.seed[1], self.global_step))
         return original(self, batch, index)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.Training, "training_step", counted)
+        patch.setattr(training_loop.Training, "training_step", counted)
         fit(world, out, model, average=average, **changes)
     assert seen == [(phase, step) for step in range(15, 40)], "it went on from the end of the third epoch"
     whole, resumed = (load_file(tmp_path / name / model / "weights.safetensors") for name in ("whole", "killed"))
@@ -205,8 +207,10 @@ def test_unknown_keys_and_baselines_are_errors(tiny: None, world: Path, tmp_path
 def test_a_gradient_is_followed_as_far_as_epsilon_lets_it(tiny: None, epsilon: float, followed: float) -> None:
     """The first step of Adam is learning_rate x g / (|g| + epsilon), here with g = 1e-11."""
     network = registry.load("tiny")(registry.load("tiny").Config(width=8), worlds.waves().info)
-    phase = train.Phase.model_validate({**SETTINGS["phases"]["fit"], "epsilon": epsilon, "weight_decay": 0.0, "warm_up": 0.0})
-    optimizer = train.Training(network, phase, (0,)).configure_optimizers()["optimizer"]
+    phase = Phase.model_validate({**SETTINGS["phases"]["fit"], "epsilon": epsilon, "weight_decay": 0.0, "warm_up": 0.0})
+    optimizer = training_loop.Training(network, phase, TrainingData(worlds.waves(), None, phase, 0), (0,)).configure_optimizers()[
+        "optimizer"
+    ]
     before = [p.detach().clone() for p in network.parameters()]
     for p in network.parameters():
         p.grad = torch.full_like(p, 1e-11)
@@ -224,8 +228,8 @@ def test_only_held_out_validation_sensors_choose_the_weights(tiny: None, tmp_pat
     """The test sensor of the station world never enters training or validation batches."""
     dataset = worlds.stations()
     settings = {**SETTINGS["phases"]["fit"], "windows": {"batch": 4, "max_lead": 3, "context_frames": 2, "hide": 2}}
-    data = train.Data(dataset, None, validated(settings, train.Phase, "train.stations.tiny.phases.fit"), seed=3)
-    asked = {int(s) for batch in data.val_dataloader() for s in batch.query.sensor.unique()}
+    data = TrainingData(dataset, None, validated(settings, Phase, "train.stations.tiny.phases.fit"), seed=3)
+    asked = {int(s) for batch in data.validation() for s in batch.query.sensor.unique()}
     held_test = int((dataset["sensor/role"] == sensors.HELD_TEST).nonzero()[0][0])
     assert held_test not in asked
     assert int((dataset["sensor/role"] == sensors.HELD_VALIDATION).nonzero()[0][0]) in asked

@@ -11,7 +11,8 @@ import pytest
 import xarray as xr
 import yaml
 
-from pipeline import fields, params, qc, validate
+from pipeline import params, qc, validate
+from tests import worlds
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,7 +40,7 @@ def weather(hours: int = 96, shift: float = 0.0) -> xr.Dataset:
 def run(tmp_path: Path, field: xr.Dataset, name: str = "checked", **changes) -> tuple[dict, pd.DataFrame]:
     folder = tmp_path / f"{name}-in"
     folder.mkdir()
-    fields.write_field(field, folder / "field.zarr")
+    worlds.write_field(field, folder / "field.zarr")
     (folder / "ingest.json").write_text(json.dumps({"source": "era5", "attribution": "A formula", "raw": {"a.nc": {"sha256": "00ff"}}}))
     validate.run(gate(**changes), "era5_uk", ingested=folder, out=tmp_path / name)
     return json.loads((tmp_path / name / "report.json").read_text()), pd.read_parquet(tmp_path / name / "frames.parquet")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
+import xarray as xr
 
 from models.contract import DatasetInfo, FieldBatch, Frames
-from pipeline import sensors
+from pipeline import fields, sensors
 
 
 def wave(position: np.ndarray, time: np.ndarray, phase: float = 0.0) -> np.ndarray:
@@ -101,15 +104,23 @@ def stations(n_sensors: int = 8, hours: int = 400, seed: int = 0) -> sensors.Sen
 
 
 def batch(
-    info: DatasetInfo, b: int = 3, t: int = 1, n: int = 20, s: int = 2, q: int = 15, seed: int = 0, dtype: torch.dtype = torch.float32
+    info: DatasetInfo,
+    b: int = 3,
+    t: int = 1,
+    n: int = 20,
+    s: int = 2,
+    q: int = 15,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    padded: bool = True,
 ) -> FieldBatch:
-    """Random context and query of the right shapes for `info`, smooth values, some padding, leads 0, 1, ... frames."""
+    """Random context and query of the right shapes for `info`, smooth values, leads 0, 1, ... frames; with or without padding."""
     g = torch.Generator().manual_seed(seed)
     d = len(info.space)
 
     def frames(n_frames: int, points: int, time: torch.Tensor, covariates: int) -> Frames:
         position = torch.rand(b, 1, points, d, generator=g, dtype=dtype).expand(b, n_frames, points, d) * 2 - 1
-        mask = torch.rand(b, n_frames, points, generator=g) > 0.2
+        mask = torch.rand(b, n_frames, points, generator=g) > (0.2 if padded else -1)
         mask[:, :, 0] = True
         signal = torch.sin(torch.pi * position.sum(-1, keepdim=True) + 0.3 * time.to(dtype)[..., None, None])
         return Frames(
@@ -124,3 +135,24 @@ def batch(
     context = frames(t, n, (last + torch.arange(1 - t, 1)) * info.step, len(info.context_covariates))
     query = frames(s, q, (last + torch.arange(s)) * info.step, len(info.query_covariates))
     return FieldBatch(context, query)
+
+
+def ahead(batch: FieldBatch, *leads: float) -> Frames:
+    """The first query frame, asked at other leads (in time units)."""
+    query = batch.query
+
+    def again(x: torch.Tensor | None) -> torch.Tensor | None:
+        return None if x is None else x[:, :1].expand(-1, len(leads), *x.shape[2:])
+
+    time = batch.context.time[:, -1:] + torch.tensor(leads, dtype=torch.float64)
+    return Frames(again(query.position), again(query.mask), time, again(query.value), again(query.covariate))  # type: ignore[arg-type]
+
+
+def write_field(field: xr.Dataset, path: Path) -> None:
+    """Write a whole field, which may be lazy, block by block."""
+    fields.create(path, field.drop_vars(list(field.data_vars)), {str(name): field[name].attrs for name in field.data_vars})
+    length = fields.block_length(field.sizes)
+    for name, array in field.data_vars.items():
+        ordered = array.transpose(*(dim for dim in fields.DIMS if dim in array.dims))
+        for start in range(0, len(ordered), length):
+            fields.write_block(path, str(name), start, ordered[start : start + length].values)

@@ -10,6 +10,8 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
+from models.calibrated import ELSEWHERE, SEEN
+from pipeline import runs
 from pipeline.report import score_figures as figures
 
 
@@ -39,17 +41,15 @@ def budgets(folder: Path, models: Sequence[str]) -> dict[str, str]:
 def calibrations(folder: Path, models: Sequence[str], variables: Sequence[str]) -> dict[str, Any]:
     """How validation cases corrected the answers of each model: `leads`, and rows of a weight and a factor for each of them, None where
     they did not say. A row that changes nothing is left out."""
-    found = {
-        model: json.loads(path.read_text(encoding="utf-8")) for model in models if (path := folder / model / "calibration.json").exists()
-    }
-    leads = sorted({lead for one in found.values() for lead in one["leads"]})
+    found = {model: one for model in models if (one := runs.calibration(folder / model)) is not None}
+    leads = sorted({lead for one in found.values() for lead in one.leads})
     rows = []
     for model, one in found.items():
-        for place, where in enumerate(("elsewhere", "at sensors of the context")):  # as in models/calibrated.py
+        for place, where in ((ELSEWHERE, "elsewhere"), (SEEN, "at sensors of the context")):
             for v, variable in enumerate(variables):
                 pairs = {
                     lead: (weight[v], factor[v])
-                    for lead, weight, factor in zip(one["leads"], one["weight"][place], one["factor"][place], strict=True)
+                    for lead, weight, factor in zip(one.leads, one.weight[place], one.factor[place], strict=True)
                 }
                 if set(pairs.values()) != {(1.0, 1.0)}:
                     name = model if len(variables) == 1 else f"{model}, {variable}"
