@@ -23,10 +23,10 @@ What differs from the paper, `mode: paper` as well as `improved`:
   correction in units of the background's standard deviation;
 - on a torus distances are the shortest way round.
 
-`improved` also: bases start at different length scales; no floor under the softmax sum, and a query that sees nothing gets the background,
-or mean 0 and deviation 1, exactly; the head starts at zero; deviations are at least 1e-3; tokens hold their time relative to the last
-context frame. That last one is a difference, so the model stays invariant; without it the lead is invisible to a context of one frame, as
-one time distance for all keys shifts all logits alike. Every one of these is a key of `Config` of its own.
+`improved` also: bases start at different length scales and learn their logarithms; no floor under the softmax sum, and a query that sees
+nothing gets the background, or mean 0 and deviation 1, exactly; the head starts at zero; deviations are at least 1e-3; tokens hold their
+time relative to the last context frame. That last one is a difference, so the model stays invariant; without it the lead is invisible to a
+context of one frame, as one time distance for all keys shifts all logits alike. Every one of these is a key of `Config` of its own.
 """
 
 from __future__ import annotations
