@@ -70,7 +70,11 @@ def trained(runs: Path, table: Table) -> str:
     """Parameters of each model and the step kept in each phase."""
     parts = []
     for name in table.models:
-        summary = json.loads((runs / table.about["dataset"] / name / "summary.json").read_text(encoding="utf-8"))
+        path = runs / table.about["dataset"] / name / "summary.json"
+        if not path.exists():  # as where evaluate says `trained_on`
+            parts.append(f"{name} (trained on another dataset)")
+            continue
+        summary = json.loads(path.read_text(encoding="utf-8"))
         phases = ", ".join(f"{phase} {what['best_step']}" for phase, what in summary["phases"].items())
         parts.append(f"{name} {summary['parameters']:,} ({phases})")
     return f"Parameters, and the step kept in each phase: {'; '.join(parts)}." if parts else "No model was trained on this dataset."
