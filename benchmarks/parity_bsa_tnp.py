@@ -122,6 +122,10 @@ def main(folder: Path | None, python: Path | None) -> int:
         context = Frames(place[:, None], mask[:, None], when, value[:, None])
         query = Frames(asked[:, None], torch.ones(tasks, 1, queries, dtype=torch.bool), when, truth[:, None])
 
+        def laid_out(weight: torch.Tensor, turned: bool, there: str) -> torch.Tensor:
+            """As they keep it: biases are matrices, a row for each head."""
+            return weight.view(model.config.heads, -1) if "_bias_" in there else weight.T if turned else weight
+
         def step(batch: FieldBatch) -> torch.Tensor:
             model.zero_grad()
             loss = model.loss(batch)["loss"]
@@ -136,7 +140,7 @@ def main(folder: Path | None, python: Path | None) -> int:
             arrays = {"s_ctx": place, "f_ctx": value, "mask_ctx": mask, "s_test": asked, "f_test": truth}
             for name, weight in model.named_parameters():
                 there, turned = name_of(name)
-                arrays[there] = weight.detach().T if turned else weight.detach()
+                arrays[there] = laid_out(weight.detach(), turned, there)
             np.savez(given, **{key: x.numpy() for key, x in arrays.items()})
             flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
             environment = {**os.environ, "XLA_FLAGS": flags, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "PYTHONPATH": ""}
@@ -153,7 +157,7 @@ def main(folder: Path | None, python: Path | None) -> int:
             if name.endswith("key.bias"):  # it moves all logits of a query alike: only rounding is left of its gradient
                 continue
             assert weight.grad is not None
-            slopes.append(apart(weight.grad.T if turned else weight.grad, found[f"d {there}"]))
+            slopes.append(apart(laid_out(weight.grad, turned, there), found[f"d {there}"]))
         differences = [apart(prediction.mean[:, 0], found["mean"]), apart(prediction.scale[:, 0], found["std"])]
         differences += [apart(loss, found["loss"]), max(slopes)]
         worst = max(worst, *differences)

@@ -246,7 +246,7 @@ def test_equal_bases_stay_equal_and_spread_ones_do_not() -> None:
             optimizer.step()
         for block in model.blocks:
             assert isinstance(block, KRBlock)
-            for weight in block.space.weights:
+            for weight in block.space(torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 2)).weights:
                 assert torch.equal(weight, weight[:, :1].expand_as(weight)) == (mode == "paper")
             assert not torch.equal(block.space.weights[1], KRBlock(model.config, PLANE).space.weights[1])
 

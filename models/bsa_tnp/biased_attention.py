@@ -45,7 +45,7 @@ START: dict[Form, tuple[float, ...]] = {"rbf": (1, 1), "exponential": (1, 1), "t
 _TILE = 1 << 17  # logits in a tile: it stays in a core's cache
 _FEWEST = 32  # queries of a tile that are read together, however many keys there are
 _FLEX_BLOCK = 1024  # queries that `flex` answers at once; its keys come in multiples of that
-_FAINT = -80.0  # an exponent whose exponential counts as nothing; smaller ones give denormal numbers, which take ten times as long
+_FAINT = -40.0  # an exponent whose exponential counts as nothing; its products with small gradients must not be denormal, ten times as slow
 _NOWHERE = -1e30  # a logit far below any other
 _GHOST = 2.0  # marks the ghost beside keys that are seen (1) or not (0)
 log = logging.getLogger(__name__)
@@ -81,7 +81,10 @@ class DistanceBias(nn.Module):
     `reach` None: every basis starts equal, as published, and nothing ever tells them apart. `reach` (far, near): their length scales, where
     the exponent is -1, start log-spaced between the two distances. The a start as published: together they must tower over the products of
     queries and keys, or attention begins nearly uniform and takes most of a short training to find out that near is what counts. What is
-    learned are then the logarithms of the b: an optimiser's step is a share of a scale, be it long or short.
+    learned are then the logarithms of the b: an optimiser's step is a share of a scale, be it long or short. A scalar bias has one basis,
+    so it is the heads whose lengths are spread: each falls by 1 over its own.
+
+    The weights are kept as vectors [H*F]: weight decay, which pulls matrices, leaves them alone.
     """
 
     def __init__(
@@ -98,15 +101,19 @@ class DistanceBias(nn.Module):
             raise ValueError(f"a scalar bias has one basis, found {bases}: set it to 1")
         self.form, self.metric, self.period = form, metric, period
         self.logarithmic = reach is not None and form != "scalar"
-        start = [torch.full((heads, bases), float(value)) for value in START[form]]
-        if reach is not None and self.logarithmic:
-            power = -1 if form == "exponential" else -2
-            start[1] = torch.linspace(math.log(reach[0]), math.log(reach[1]), bases).mul(power).repeat(heads, 1)
-        self.weights = nn.ParameterList(start)
+        self.shape = heads, bases
+        start = [torch.full(self.shape, float(value)) for value in START[form]]
+        if reach is not None:
+            lengths = torch.linspace(math.log(reach[0]), math.log(reach[1]), bases if self.logarithmic else heads)
+            if self.logarithmic:
+                start[1] = lengths.mul(-1 if form == "exponential" else -2).repeat(heads, 1)
+            else:
+                start[0] = -lengths.neg().exp().unsqueeze(1)
+        self.weights = nn.ParameterList(weight.flatten() for weight in start)
 
     def forward(self, query: Tensor, key: Tensor) -> Group:
         """query [R|1,S|1,Q|1,D], key [R|1,M,D]."""
-        weights = tuple(self.weights)
+        weights = tuple(weight.view(self.shape) for weight in self.weights)
         if self.logarithmic:
             weights = (weights[0], weights[1].exp(), *weights[2:])
         if not torch.is_grad_enabled() and all(torch.equal(w, w[:, :1].expand_as(w)) for w in weights[1:]):
@@ -198,7 +205,7 @@ def _basis(form: Form, apart: Tensor, *rest: Tensor) -> Tensor:
         return apart
     if form == "tisa":
         apart = (apart - rest[1]).square()
-    return (apart * -rest[0]).clamp(min=_FAINT).exp()
+    return (apart * -rest[0]).clamp_(min=_FAINT).exp_()
 
 
 def _by_head(weight: Tensor) -> Tensor:

@@ -45,8 +45,22 @@ from models.bsa_tnp.biased_attention import Backend, DistanceBias, Form, Group, 
 from models.contract import TASKS, DatasetInfo, FieldBatch, FieldModel, FieldPrediction, Frames
 
 MODES: dict[str, dict[str, Any]] = {
-    "paper": {"spread_bases": False, "softmax_floor": True, "zero_head": False, "minimum_std": 0.0, "time_in_token": False},
-    "improved": {"spread_bases": True, "softmax_floor": False, "zero_head": True, "minimum_std": 1e-3, "time_in_token": True},
+    "paper": {
+        "spread_bases": False,
+        "slopes": False,
+        "softmax_floor": True,
+        "zero_head": False,
+        "minimum_std": 0.0,
+        "time_in_token": False,
+    },
+    "improved": {
+        "spread_bases": True,
+        "slopes": True,
+        "softmax_floor": False,
+        "zero_head": True,
+        "minimum_std": 1e-3,
+        "time_in_token": True,
+    },
 }
 _POINTS = 1 << 13  # query points that predict holds at a time; bounds its memory
 _SPACE_REACH, _TIME_REACH = (1.0, 0.1), (10.0, 1.0)  # of spread bases: half the domain to a twentieth of it; ten time units to one
@@ -75,6 +89,7 @@ class BsaTnpConfig(BaseModel):
     head: Literal["gaussian", "categorical"] = "gaussian"  # categorical: where the variables are classes
     serving: Literal["tiled", "flex"] = "tiled"  # back end of predict; flex pays off in contexts of thousands of points
     spread_bases: bool
+    slopes: bool  # space also has a bias that falls with distance without end
     softmax_floor: bool
     zero_head: bool
     minimum_std: float = Field(ge=0)  # in model units, or in those of the background's
@@ -310,13 +325,16 @@ class KRBlock(nn.Module):
         self.space = DistanceBias(
             c.heads, c.space_bases, c.space, c.metric, info.period, (far * unit, near * unit) if c.spread_bases else None
         )
+        reach_of_heads = (far * unit, near * unit)
+        self.slope = DistanceBias(c.heads, 1, "scalar", c.metric, info.period, reach_of_heads) if c.slopes else None
         elapsed: Literal["elapsed", "euclidean"] = "elapsed" if c.causal else "euclidean"
         reach = _TIME_REACH if c.spread_bases else None
         self.time = DistanceBias(c.heads, c.time_bases, c.time, elapsed, reach=reach) if c.time_bases else None
 
     def groups(self, place: tuple[Tensor, Tensor], time: tuple[Tensor, Tensor]) -> list[Group]:
         """Biases between queries and the context, from (query, context) places and times."""
-        return [self.space(*place)] + ([self.time(*time)] if self.time is not None else [])
+        of_space = [self.space(*place)] + ([self.slope(*place)] if self.slope is not None else [])
+        return of_space + ([self.time(*time)] if self.time is not None else [])
 
     def forward(self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor, groups: list[Group], backend: Backend) -> Tensor:
         q, k, v = (y.unflatten(-1, (self.heads, -1)).movedim(-2, 1) for y in (self.query(self.norm(x)), key, value))

@@ -12,12 +12,13 @@ from matplotlib.axes import Axes
 from pipeline.metrics import METRICS, Below
 from pipeline.report.drawing import INK, MODELS, SOFT, drawing, in_unit, look
 from pipeline.report.wording import lead_text
-from pipeline.scores import Table, distance_labels
+from pipeline.scores import Table, distance_labels, ranking
 
 
 def by_lead(table: Table, metric: str, variable: str, stratum: str, unit: str) -> str:
-    """A metric by lead with its interval, one line a predictor."""
+    """A metric by lead, one line a predictor; the intervals of the best model and the best baseline, as a dozen bands hide each other."""
     rows = _telling(table.select(metric=metric, variable=variable, stratum=stratum, distance="all"), stratum)
+    leaders = _leaders(table, metric, variable, stratum)
     with drawing(f"lead-{metric}-{variable}-{stratum}", (6.4, 3.5), f"{METRICS[metric].title} of {variable} by lead") as (figure, result):
         axes = figure.add_subplot()
         styles = look(table)
@@ -25,7 +26,7 @@ def by_lead(table: Table, metric: str, variable: str, stratum: str, unit: str) -
             part = rows[rows["model"] == name].sort_values("lead")
             if part.empty:
                 continue
-            _curve(axes, part, name, styles[name], 0.13)
+            _curve(axes, part, name, styles[name], 0.16 if name in leaders else 0.0)
         axes.set_ylabel(f"{METRICS[metric].title}{in_unit(unit)}")
         _lead_axis(axes, table, rows["lead"])
         if (rows["value"] > 0).all() and rows["value"].max() > 30 * rows["value"].min():
@@ -90,11 +91,12 @@ def by_distance(table: Table, variable: str, stratum: str, leads: Sequence[float
 
 
 def calibration(table: Table, variable: str, stratum: str) -> str:
-    """Left: share of truths under each predicted quantile, all leads together. Right: coverage of the 90 % interval by lead."""
+    """Left: share of truths under each predicted quantile, all leads together. Right: coverage of the 90 % interval by lead, with the bands
+    of the best model and the best baseline."""
     rows = _telling(table.select(variable=variable, stratum=stratum, distance="all"), stratum)
     rows = rows[[able(table, name, "coverage_90") for name in rows["model"]]] if len(rows) else rows
     levels = {name: METRICS[name].level for name in METRICS if isinstance(METRICS[name], Below)}  # type: ignore[attr-defined]
-    styles = look(table)
+    styles, leaders = look(table), _leaders(table, "crps", variable, stratum)
     with drawing(f"calibration-{variable}-{stratum}", (8.6, 3.3), f"Calibration of {variable}") as (figure, result):
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.5))
         left.plot([0, 1], [0, 1], color=INK, linewidth=0.9)
@@ -106,7 +108,8 @@ def calibration(table: Table, variable: str, stratum: str) -> str:
             share = below.assign(hits=below["value"] * below["n"]).groupby("metric")[["hits", "n"]].sum().reindex(list(levels))
             left.plot(list(levels.values()), share["hits"] / share["n"], **styles[name])
             part = own[own["metric"] == "coverage_90"].sort_values("lead")
-            right.fill_between(part["lead"], part["low"], part["high"], color=styles[name]["color"], alpha=0.12, linewidth=0)
+            if name in leaders:
+                right.fill_between(part["lead"], part["low"], part["high"], color=styles[name]["color"], alpha=0.16, linewidth=0)
             right.plot(part["lead"], part["value"], label=name, **styles[name])
         left.set(xlim=(0, 1), ylim=(0, 1), xlabel="predicted probability", ylabel="share of truths below", aspect="equal")
         right.set_ylabel("inside the 90 % interval")
@@ -135,6 +138,12 @@ def training_curve(history: pd.DataFrame, best_step: int, name: str) -> str:
 def able(table: Table, model: str, metric: str) -> bool:
     """Can this predictor have that metric at all?"""
     return metric not in ("coverage_90", "coverage_50", "width_90") or table.about["models"][model]["distribution"] != "mean only"
+
+
+def _leaders(table: Table, metric: str, variable: str, stratum: str) -> set[str]:
+    """The first model and the first baseline by that metric."""
+    order = list(ranking(table, metric, variable, stratum)["model"])
+    return {name for side in (table.models, table.baselines) for name in [n for n in order if n in side][:1]}
 
 
 def _telling(rows: pd.DataFrame, stratum: str) -> pd.DataFrame:

@@ -45,6 +45,7 @@ def sections(table: Table, skills: pd.DataFrame) -> list[dict[str, Any]]:
                     else None,
                     "calibration": Markup(figures.calibration(table, variable, stratum)) if probabilistic else None,
                     "tables": [score_table(table, name, variable, stratum, leads) for name in TABLED if (rows["metric"] == name).any()],
+                    "best": best,
                     "skill": skill_table(skills, variable, stratum, told),
                     "told": [f"{lead:g}" for lead in told],
                     "unbeaten": unbeaten(skills, variable, stratum, told),
