@@ -23,7 +23,8 @@ What differs from the paper, `mode: paper` as well as `improved`:
   correction in units of the background's standard deviation;
 - on a torus distances are the shortest way round.
 
-`improved` also: bases start at different length scales and learn their logarithms; no floor under the softmax sum, and a query that sees
+`improved` also: bases start at different length scales and learn their logarithms; every head has a slope beside them, which falls with
+distance without end, so that a larger domain adds no weight far away; no floor under the softmax sum, and a query that sees
 nothing gets the background, or mean 0 and deviation 1, exactly; the head starts at zero; deviations are at least 1e-3; tokens hold their
 time relative to the last context frame. That last one is a difference, so the model stays invariant; without it the lead is invisible to a
 context of one frame, as one time distance for all keys shifts all logits alike. Every one of these is a key of `Config` of its own.
@@ -64,6 +65,7 @@ MODES: dict[str, dict[str, Any]] = {
 }
 _POINTS = 1 << 13  # query points that predict holds at a time; bounds its memory
 _SPACE_REACH, _TIME_REACH = (1.0, 0.1), (10.0, 1.0)  # of spread bases: half the domain to a twentieth of it; ten time units to one
+_SLOPE_REACH = (4.0, 0.5)  # of heads with slopes, the distance over which a logit falls by 1: twice the domain to a quarter of it
 _SCALE = 1e-6  # the least standard deviation of a background
 
 
@@ -325,8 +327,8 @@ class KRBlock(nn.Module):
         self.space = DistanceBias(
             c.heads, c.space_bases, c.space, c.metric, info.period, (far * unit, near * unit) if c.spread_bases else None
         )
-        reach_of_heads = (far * unit, near * unit)
-        self.slope = DistanceBias(c.heads, 1, "scalar", c.metric, info.period, reach_of_heads) if c.slopes else None
+        gentle, steep = _SLOPE_REACH
+        self.slope = DistanceBias(c.heads, 1, "scalar", c.metric, info.period, (gentle * unit, steep * unit)) if c.slopes else None
         elapsed: Literal["elapsed", "euclidean"] = "elapsed" if c.causal else "euclidean"
         reach = _TIME_REACH if c.spread_bases else None
         self.time = DistanceBias(c.heads, c.time_bases, c.time, elapsed, reach=reach) if c.time_bases else None
