@@ -86,24 +86,25 @@ def run(params: Params, key: str, model: str, *, sensors: Path, run: Path, out: 
         raise ValueError(f"{run} holds no run folder: fit the baselines or train the model first")
     baselines = model == BASELINES  # always fitted to the dataset itself
     known = dataset.info if baselines else replace(dataset.info, name=params.trained_on or dataset.info.name)
+    loaded = [runs.load(folder, known, device.name()) for folder in folders]
     scored = []
-    for folder in folders:
-        loaded = runs.load(folder, known, device.name())
+    for folder, fitted in zip(folders, loaded, strict=True):
         name = folder.name if baselines else model
         what = {
             "role": "baseline" if baselines else "model",
-            "kind": loaded.name,
-            "tasks": sorted(loaded.predictor.tasks),
-            "context_frames": loaded.context_frames,
-            "weights_sha256": loaded.weights_sha256,
+            "kind": fitted.name,
+            "tasks": sorted(fitted.predictor.tasks),
+            "context_frames": fitted.context_frames,
+            "weights_sha256": fitted.weights_sha256,
             "background_sha256": _background(folder),
         }
-        scored.append(score(dataset, loaded.predictor, loaded.context_frames, name, what, params, device.name()))
+        scored.append(score(dataset, fitted.predictor, fitted.context_frames, name, what, params, device.name()))
         log.info("scored %s on %d cases of %s: %s", name, scored[-1][0].about["cases"]["count"], key, overall(scored[-1][0]))
     truth = oracle.of_dataset(dataset) if baselines else None
-    if truth is not None:  # the floor, beside the baselines and with as much context
-        what = {"role": "baseline", "kind": "oracle", "tasks": sorted(truth.tasks), "context_frames": loaded.context_frames}
-        scored.append(score(dataset, truth, loaded.context_frames, "oracle", what, params))
+    if truth is not None:  # the floor, beside the baselines and with as much context as any of them
+        frames = max(fitted.context_frames for fitted in loaded)
+        what = {"role": "baseline", "kind": "oracle", "tasks": sorted(truth.tasks), "context_frames": frames}
+        scored.append(score(dataset, truth, frames, "oracle", what, params))
     tables, examples, by_case = zip(*scored, strict=True)
     table = scores.merge(tables)
     cases_table = pd.concat(by_case, ignore_index=True)
