@@ -60,14 +60,14 @@ class Params(Section):
     @classmethod
     def _rising(cls, numbers: tuple[float, ...]) -> tuple[float, ...]:
         if list(numbers) != sorted(set(numbers)):
-            raise ValueError("must increase strictly")
+            raise ValueError(f"must increase strictly, found {list(numbers)}")
         return numbers
 
     @field_validator("distance_edges")
     @classmethod
     def _not_negative(cls, edges: tuple[float, ...]) -> tuple[float, ...]:
         if edges and edges[0] < 0:
-            raise ValueError("must not be negative")
+            raise ValueError(f"must not be negative, found {list(edges)}")
         return edges
 
 
@@ -234,7 +234,8 @@ def _not_finite(answer: FieldPrediction, part: CaseBatch, able: np.ndarray) -> s
             first = f"first in case {part.index[b]}, lead {lead}, point {q}"
             return f"{int(bad.sum())} predictions ({name}) are not finite, {first}: the model or its training data must be mended"
     if answer.scale is not None and (answer.scale < 0).any():
-        return f"{int((answer.scale < 0).sum())} standard deviations are negative, the model must not give such"
+        least = float(answer.scale.min())
+        return f"{int((answer.scale < 0).sum())} standard deviations are below zero, the least is {least:.3g}: the model must be mended"
     return ""
 
 

@@ -52,7 +52,7 @@ class Params(Section):
     def _around_the_median(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
         rising = all(a < b for a, b in pairwise(levels))
         if not rising or 0.5 not in levels or levels[0] <= 0 or levels[-1] >= 1:
-            raise ValueError("levels must increase strictly inside (0, 1) and contain 0.5")
+            raise ValueError(f"levels must increase strictly inside (0, 1) and contain 0.5, found {list(levels)}")
         return levels
 
 
