@@ -72,8 +72,12 @@ class GriddedConfig(BaseModel):
 
 
 class Gridded(FieldModel):
-    """A field model around `process`, the network on the grid; see models/contract.py for what it is given and gives."""
+    """A field model around `blocks`, the network on the grid; see models/contract.py for what it is given and gives.
 
+    Each block takes features [R,G,...,G,d] and what is known of a row's lead [R,f], and gives features of the same shape.
+    """
+
+    blocks: nn.ModuleList
     tasks: ClassVar[frozenset[str]] = frozenset(TASKS)
 
     def __init__(self, config: GriddedConfig, info: DatasetInfo, step: float, extra: int = 0) -> None:
@@ -98,10 +102,6 @@ class Gridded(FieldModel):
     def extra(self, grid: Grid) -> Tensor | None:
         """More input channels [1,G,...,G,E] that the model wants on the grid."""
         return None
-
-    def process(self, x: Tensor, lead: Tensor) -> Tensor:
-        """Features [R,G,...,G,d] from lifted channels of the same shape, with lead features [R,f]."""
-        raise NotImplementedError
 
     # ---- the contract
 
@@ -191,7 +191,10 @@ class Gridded(FieldModel):
         """Features [R,G,...,G,d] for leads [B,S]."""
         known = self.lead((lead / self.config.horizon).unsqueeze(-1))  # [B,S,f]
         shift = self.lift_lead(known).view(*lead.shape, *[1] * (seen.ndim - 2), -1)
-        return self.process((self.lift(seen).unsqueeze(1) + shift).flatten(0, 1), known.flatten(0, 1))
+        x, known = (self.lift(seen).unsqueeze(1) + shift).flatten(0, 1), known.flatten(0, 1)
+        for block in self.blocks:
+            x = block(x, known)
+        return x
 
     def _answer(self, features: Tensor, grid: Grid, query: Frames) -> FieldPrediction:
         """The prediction at all points; all zeros of the head give the background and its scale (0 and 1 where there is none)."""

@@ -60,14 +60,14 @@ class Params(Section):
     @classmethod
     def _rising(cls, numbers: tuple[float, ...]) -> tuple[float, ...]:
         if list(numbers) != sorted(set(numbers)):
-            raise ValueError("must increase strictly")
+            raise ValueError(f"must increase strictly, found {list(numbers)}")
         return numbers
 
     @field_validator("distance_edges")
     @classmethod
     def _not_negative(cls, edges: tuple[float, ...]) -> tuple[float, ...]:
         if edges and edges[0] < 0:
-            raise ValueError("must not be negative")
+            raise ValueError(f"must not be negative, found {list(edges)}")
         return edges
 
 
@@ -86,24 +86,25 @@ def run(params: Params, key: str, model: str, *, sensors: Path, run: Path, out: 
         raise ValueError(f"{run} holds no run folder: fit the baselines or train the model first")
     baselines = model == BASELINES  # always fitted to the dataset itself
     known = dataset.info if baselines else replace(dataset.info, name=params.trained_on or dataset.info.name)
+    loaded = [runs.load(folder, known, device.name()) for folder in folders]
     scored = []
-    for folder in folders:
-        loaded = runs.load(folder, known, device.name())
+    for folder, fitted in zip(folders, loaded, strict=True):
         name = folder.name if baselines else model
         what = {
             "role": "baseline" if baselines else "model",
-            "kind": loaded.name,
-            "tasks": sorted(loaded.predictor.tasks),
-            "context_frames": loaded.context_frames,
-            "weights_sha256": loaded.weights_sha256,
+            "kind": fitted.name,
+            "tasks": sorted(fitted.predictor.tasks),
+            "context_frames": fitted.context_frames,
+            "weights_sha256": fitted.weights_sha256,
             "background_sha256": _background(folder),
         }
-        scored.append(score(dataset, loaded.predictor, loaded.context_frames, name, what, params, device.name()))
+        scored.append(score(dataset, fitted.predictor, fitted.context_frames, name, what, params, device.name()))
         log.info("scored %s on %d cases of %s: %s", name, scored[-1][0].about["cases"]["count"], key, overall(scored[-1][0]))
     truth = oracle.of_dataset(dataset) if baselines else None
-    if truth is not None:  # the floor, beside the baselines and with as much context
-        what = {"role": "baseline", "kind": "oracle", "tasks": sorted(truth.tasks), "context_frames": loaded.context_frames}
-        scored.append(score(dataset, truth, loaded.context_frames, "oracle", what, params))
+    if truth is not None:  # the floor, beside the baselines and with as much context as any of them
+        frames = max(fitted.context_frames for fitted in loaded)
+        what = {"role": "baseline", "kind": "oracle", "tasks": sorted(truth.tasks), "context_frames": frames}
+        scored.append(score(dataset, truth, frames, "oracle", what, params))
     tables, examples, by_case = zip(*scored, strict=True)
     table = scores.merge(tables)
     cases_table = pd.concat(by_case, ignore_index=True)
@@ -233,7 +234,8 @@ def _not_finite(answer: FieldPrediction, part: CaseBatch, able: np.ndarray) -> s
             first = f"first in case {part.index[b]}, lead {lead}, point {q}"
             return f"{int(bad.sum())} predictions ({name}) are not finite, {first}: the model or its training data must be mended"
     if answer.scale is not None and (answer.scale < 0).any():
-        return f"{int((answer.scale < 0).sum())} standard deviations are negative, the model must not give such"
+        least = float(answer.scale.min())
+        return f"{int((answer.scale < 0).sum())} standard deviations are below zero, the least is {least:.3g}: the model must be mended"
     return ""
 
 

@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import IO, Any
 import fsspec
 from pydantic import Field
 
-from pipeline import atomic, raw, sources
+from pipeline import atomic, raw, sources, utc
 from pipeline.params import Section
 from pipeline.raw import Drop, Manifest, RawFile, Remote
 
@@ -66,7 +66,7 @@ def fetch(source: str, destination: Path, params: Params, *, mirror: str | None,
         for name, (origin, (sha256, size)) in sorted(had.items()):
             old = before.get(name)
             same = old is not None and old.sha256 == sha256
-            entries[name] = old if same and old is not None else RawFile(origin, sha256, size, _text(now))
+            entries[name] = old if same and old is not None else RawFile(origin, sha256, size, utc.text(now))
         manifest = Manifest(source, drop.licence, drop.attribution, drop.page, entries, missing)
         if _unchanged(destination, manifest, before):
             return manifest
@@ -76,12 +76,6 @@ def fetch(source: str, destination: Path, params: Params, *, mirror: str | None,
         return manifest
     finally:
         atomic.remove(staging)
-
-
-def _text(now: datetime) -> str:
-    if now.tzinfo is None:
-        raise ValueError(f"`now` needs a time zone, found {now}")
-    return now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _intact(destination: Path) -> dict[str, RawFile]:

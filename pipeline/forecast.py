@@ -27,6 +27,7 @@ from pipeline import atomic, cube, device, geometry, lexicon, predict, runs
 from pipeline import sensors as sensor_data
 from pipeline.batches import at_points
 from pipeline.cases import distance
+from pipeline.initial_frames import context_counts, initial_frames, usual_network
 from pipeline.params import Section
 from pipeline.sensors import SensorDataset
 
@@ -52,7 +53,7 @@ class Params(Section):
     def _around_the_median(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
         rising = all(a < b for a, b in pairwise(levels))
         if not rising or 0.5 not in levels or levels[0] <= 0 or levels[-1] >= 1:
-            raise ValueError("levels must increase strictly inside (0, 1) and contain 0.5")
+            raise ValueError(f"levels must increase strictly inside (0, 1) and contain 0.5, found {list(levels)}")
         return levels
 
 
@@ -127,56 +128,6 @@ def _joined(runs: list[xr.Dataset]) -> xr.Dataset:
     return xr.concat(runs, "init_time", data_vars="minimal", coords="minimal", compat="equals", join="exact")
 
 
-def initial_frames(dataset: SensorDataset, init: str | list[int | str]) -> list[int]:
-    """Frame numbers to forecast from, in time order; a frame that does not exist is an error."""
-    if init == "last":
-        return [int(np.flatnonzero(context_counts(dataset))[-1])]
-    if init == "case":
-        cases = np.asarray(dataset["cases/frame"])[np.asarray(dataset["cases/split"]) == sensor_data.TEST]
-        if not len(cases):
-            raise ValueError("init is 'case', but the dataset has no test case: use 'last' or frame numbers")
-        return [int(cases[-1])]
-    return sorted({_frame(dataset, one) for one in init}, key=lambda frame: float(dataset["frame/time"][frame]))
-
-
-def _frame(dataset: SensorDataset, wanted: int | str) -> int:
-    time = np.asarray(dataset["frame/time"])
-    if isinstance(wanted, int):
-        if not 0 <= wanted < len(time):
-            raise ValueError(f"init frame {wanted} does not exist: the dataset has frames 0..{len(time) - 1}")
-        return wanted
-    if not cube.is_calendar(dataset.info):
-        raise ValueError(f"init {wanted!r}: {dataset.info.name} has no calendar, give a frame number")
-    known = cube.to_time(dataset.info, time)
-    moment = pd.Timestamp(wanted)
-    exact = np.datetime64(moment.tz_convert("UTC").tz_localize(None) if moment.tzinfo else moment, "s")
-    match = np.flatnonzero(known == exact)
-    if not len(match):
-        nearest = known[np.argmin(np.abs(known - exact))]
-        raise ValueError(
-            f"init {wanted}: no frame at this time (UTC), the nearest is {nearest}Z, the dataset spans {known[0]}Z..{known[-1]}Z"
-        )
-    return int(match[0])
-
-
-def context_counts(dataset: SensorDataset) -> np.ndarray:
-    """[M] observations in each frame that a model may see as context."""
-    visible = np.ones(len(dataset["obs/sensor"]), bool)
-    if dataset.info.n_sensors:
-        sensor = np.asarray(dataset["obs/sensor"])
-        visible = (sensor < 0) | (np.asarray(dataset["sensor/role"])[sensor] == sensor_data.CONTEXT)
-    total = np.concatenate([[0], np.cumsum(visible)])
-    return np.diff(total[np.asarray(dataset["frame/obs_start"])])
-
-
-def usual_network(dataset: SensorDataset, counts: np.ndarray) -> int:
-    """Observations to be expected in a frame: the fixed context sensors, or the median training frame where sensors move."""
-    if dataset.info.n_sensors:
-        return int((np.asarray(dataset["sensor/role"]) == sensor_data.CONTEXT).sum())
-    trained = counts[np.asarray(dataset["frame/split"]) == sensor_data.TRAIN]
-    return int(np.median(trained[trained > 0]))
-
-
 def output_grid(dataset: SensorDataset, params: Params) -> Grid:
     """The grid of the dense truth, or square cells over the sensors' bounding box with a margin."""
     if len(dataset.info.space) != 2 or (dataset.has_truth and len(dataset["truth/shape"]) != 2):
@@ -213,59 +164,17 @@ def _one(dataset: SensorDataset, loaded: runs.Run, frame: int, grid: Grid, param
     batch = at_points(dataset, frame, loaded.context_frames, np.concatenate([grid.points, fixed]), leads.tolist())
     answer = predict.answer(loaded.predictor, batch.context, batch.query, info, device.name())
     values, levels = distribution(answer, loaded.predictor.levels, params.levels)
-    clipped = {}
-    for channel, name in enumerate(info.variables):
-        if (lexicon.lookup(name).standard_name or "").startswith(_NON_NEGATIVE):
-            negative = values[..., channel] < 0
-            clipped[name] = int(negative.sum())
-            values[..., channel][negative] = 0.0
-    origin = float(dataset["frame/time"][frame])
-    init = cube.to_time(info, np.array([origin]))
-    lead_time = cube.to_duration(info, batch.query.time[0].double().numpy() - origin)
+    clipped = _clip(values, info)
     trajectory = int(dataset.trajectory_of(np.array([frame]))[0])
-    attributes = cube.coordinate_attributes(info)
-    shared: dict[str, Any] = {
-        "init_time": ("init_time", init, attributes["init_time"]),
-        "lead_time": ("lead_time", lead_time, attributes["lead_time"]),
-        "valid_time": (("init_time", "lead_time"), init[:, None] + lead_time, attributes["valid_time"]),
-        "trajectory": ("init_time", np.array([trajectory], "i4"), attributes["trajectory"]),
-    }
-    dims: tuple[str, ...] = ("init_time", "lead_time")
-    if levels:
-        shared["quantile"] = ("quantile", np.array(levels), attributes["quantile"])
-        dims = (*dims, "quantile")
+    origin = float(dataset["frame/time"][frame])
+    shared = _coordinates(info, origin, batch.query.time[0].double().numpy() - origin, trajectory, levels)
     cells = len(grid.points)
-    field, station = values[:, :, :cells], values[:, :, cells:]  # [S,K,P,C]
-    shape = (len(grid.y), len(grid.x))
-    arrays: dict[str, Any] = {
-        name: (
-            (*dims, "y", "x"),
-            _cut(field[..., channel].reshape(len(leads), -1, *shape), levels),
-            _attributes(info, name, clipped.get(name, 0)),
-        )
-        for channel, name in enumerate(info.variables)
-    }
-    arrays["distance_to_sensor"] = (
-        ("init_time", "y", "x"),
-        distance(info, batch.context, batch.query.position[:, 0, :cells]).reshape(1, *shape).astype("f4"),
-        {"long_name": "distance to the nearest observation of the last frame the model saw", "units": info.position_unit},
-    )
-    fields = xr.Dataset(arrays, coords={**shared, **_axes(info, grid.x, grid.y, ("x", "y"), attributes)})
-    stations = None
-    if info.n_sensors:
-        arrays = {
-            name: ((*dims, "station"), _cut(station[..., channel], levels), _attributes(info, name, None))
-            for channel, name in enumerate(info.variables)
-        }
-        coordinates = {**shared, **_axes(info, fixed[:, 0], fixed[:, 1], ("station", "station"), attributes)}
-        coordinates["station"] = ("station", np.arange(info.n_sensors, dtype="i4"), {"long_name": "index of the fixed sensor"})
-        role = np.asarray(dataset["sensor/role"], "i1")
-        meanings = {"flag_values": np.array([0, 1, 2], "i1"), "flag_meanings": "context validation test"}
-        coordinates["role"] = ("station", role, {"long_name": "what the sensor is used for", **meanings})
-        stations = xr.Dataset(arrays, coords=coordinates)
+    far = distance(info, batch.context, batch.query.position[:, 0, :cells])
+    fields = _fields(info, grid, shared, values[:, :, :cells], far, clipped)
+    stations = _stations(dataset, fixed, shared, values[:, :, cells:]) if info.n_sensors else None
     counts = context_counts(dataset)
     summary = {
-        "init_time": as_text(init[0]),
+        "init_time": as_text(fields["init_time"].values[0]),
         "frame": frame,
         "trajectory": trajectory,
         "sensors_used": int(counts[frame]),
@@ -274,6 +183,76 @@ def _one(dataset: SensorDataset, loaded: runs.Run, frame: int, grid: Grid, param
         "range": {name: [float(fields[name].min()), float(fields[name].max())] for name in info.variables},
     }
     return _Made(fields, stations, observed(dataset, frame, max(params.history, loaded.context_frames), params.max_lead), summary)
+
+
+def _clip(values: np.ndarray, info: DatasetInfo) -> dict[str, int]:
+    """Set what cannot be below zero to zero, in values [S,K,P,C]; how many there were, by variable."""
+    clipped = {}
+    for channel, name in enumerate(info.variables):
+        if (lexicon.lookup(name).standard_name or "").startswith(_NON_NEGATIVE):
+            negative = values[..., channel] < 0
+            clipped[name] = int(negative.sum())
+            values[..., channel][negative] = 0.0
+    return clipped
+
+
+def _coordinates(info: DatasetInfo, origin: float, ahead: np.ndarray, trajectory: int, levels: tuple[float, ...]) -> dict[str, Any]:
+    """Coordinates of grid and stations alike; `origin` and `ahead` [S] in dataset time."""
+    init, lead_time, attributes = cube.to_time(info, np.array([origin])), cube.to_duration(info, ahead), cube.coordinate_attributes(info)
+    coordinates: dict[str, Any] = {
+        "init_time": ("init_time", init, attributes["init_time"]),
+        "lead_time": ("lead_time", lead_time, attributes["lead_time"]),
+        "valid_time": (("init_time", "lead_time"), init[:, None] + lead_time, attributes["valid_time"]),
+        "trajectory": ("init_time", np.array([trajectory], "i4"), attributes["trajectory"]),
+    }
+    if levels:
+        coordinates["quantile"] = ("quantile", np.array(levels), attributes["quantile"])
+    return coordinates
+
+
+def _fields(
+    info: DatasetInfo, grid: Grid, shared: dict[str, Any], values: np.ndarray, far: np.ndarray, clipped: dict[str, int]
+) -> xr.Dataset:
+    """The cube of values [S,K,Y*X,C] on the grid, with how far [1,Y*X] each cell is from an observation."""
+    shape = (len(grid.y), len(grid.x))
+    arrays: dict[str, Any] = {
+        name: (
+            (*_dims(shared), "y", "x"),
+            _run_of(values[..., channel].reshape(*values.shape[:2], *shape), shared),
+            _attributes(info, name, clipped.get(name, 0)),
+        )
+        for channel, name in enumerate(info.variables)
+    }
+    arrays["distance_to_sensor"] = (
+        ("init_time", "y", "x"),
+        far.reshape(1, *shape).astype("f4"),
+        {"long_name": "distance to the nearest observation of the last frame the model saw", "units": info.position_unit},
+    )
+    return xr.Dataset(arrays, coords={**shared, **_axes(info, grid.x, grid.y, ("x", "y"), cube.coordinate_attributes(info))})
+
+
+def _stations(dataset: SensorDataset, place: np.ndarray, shared: dict[str, Any], values: np.ndarray) -> xr.Dataset:
+    """Values [S,K,N,C] at the fixed sensors, whose place is [N,2]."""
+    info = dataset.info
+    arrays = {
+        name: ((*_dims(shared), "station"), _run_of(values[..., channel], shared), _attributes(info, name, None))
+        for channel, name in enumerate(info.variables)
+    }
+    coordinates = {**shared, **_axes(info, place[:, 0], place[:, 1], ("station", "station"), cube.coordinate_attributes(info))}
+    coordinates["station"] = ("station", np.arange(info.n_sensors, dtype="i4"), {"long_name": "index of the fixed sensor"})
+    role = np.asarray(dataset["sensor/role"], "i1")
+    meanings = {"flag_values": np.array([0, 1, 2], "i1"), "flag_meanings": "context validation test"}
+    coordinates["role"] = ("station", role, {"long_name": "what the sensor is used for", **meanings})
+    return xr.Dataset(arrays, coords=coordinates)
+
+
+def _dims(coordinates: dict[str, Any]) -> tuple[str, ...]:
+    return ("init_time", "lead_time", "quantile") if "quantile" in coordinates else ("init_time", "lead_time")
+
+
+def _run_of(values: np.ndarray, coordinates: dict[str, Any]) -> np.ndarray:
+    """Values [S,K,...] with the axis of init_time; without quantiles the axis of levels goes."""
+    return (values if "quantile" in coordinates else values[:, 0])[None]
 
 
 def distribution(answer: FieldPrediction, own_levels: tuple[float, ...], levels: tuple[float, ...]) -> tuple[np.ndarray, tuple[float, ...]]:
@@ -358,8 +337,3 @@ def _attributes(info: DatasetInfo, name: str, clipped: int | None) -> dict[str, 
         attributes["comment"] = f"{clipped} values below zero in this run, grid and stations together, are given as zero."
         attributes["clipped_at_zero"] = clipped
     return attributes
-
-
-def _cut(values: np.ndarray, levels: tuple[float, ...]) -> np.ndarray:
-    """Add the init_time axis; without quantiles drop the axis of levels."""
-    return (values if levels else values[:, 0])[None]

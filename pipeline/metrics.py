@@ -2,7 +2,7 @@
 
 A *point* statistic is a number per scored point, summed over the points of a sample. A *sample* is one stratum of one frame of one case;
 a sample statistic is a function of its point sums (so a ratio per frame is possible). Both are summed over samples, blocks and chunks;
-a metric is a function of those sums. To add one: write its class, add a line to METRICS.
+a metric is a function of those sums. To add one: write its class, most often a `Mean`, add a line to METRICS.
 
 What one point counts is in pipeline/outcome.py. Score tables say which predictors state a mean alone (`distribution`). NLL is in model
 units, where values are standardised, so that it does not depend on the unit of a variable.
@@ -22,23 +22,6 @@ Sums = Mapping[str, np.ndarray]
 
 def _squared(o: Outcome) -> np.ndarray:
     return o.error**2
-
-
-def _absolute(o: Outcome) -> np.ndarray:
-    return np.abs(o.error)
-
-
-def _signed(o: Outcome) -> np.ndarray:
-    return o.error
-
-
-def _truth(o: Outcome) -> np.ndarray:
-    return o.truth
-
-
-def _width(o: Outcome) -> np.ndarray | None:
-    low, high = o.quantile(0.05), o.quantile(0.95)
-    return None if low is None or high is None else high - low
 
 
 def _truth_squared(o: Outcome) -> np.ndarray:
@@ -67,14 +50,27 @@ class Metric:
         raise NotImplementedError
 
 
-class Mse(Metric):
-    name, title, unit = "mse", "MSE", "squared"
+class Mean(Metric):
+    """The mean over points of one statistic, which `of` gives for each."""
+
+    statistic: str
+
+    def of(self, o: Outcome) -> np.ndarray | None:
+        raise NotImplementedError
 
     def points(self) -> Mapping[str, PointStatistic]:
-        return {"squared": _squared}
+        return {self.statistic: self.of}
 
     def value(self, sums: Sums) -> np.ndarray:
-        return sums["squared"] / sums["n"]
+        return sums[self.statistic] / sums["n"]
+
+
+class Mse(Mean):
+    name, title, unit = "mse", "MSE", "squared"
+    statistic = "squared"
+
+    def of(self, o: Outcome) -> np.ndarray:
+        return _squared(o)
 
 
 class Rmse(Metric):
@@ -87,24 +83,20 @@ class Rmse(Metric):
         return np.sqrt(sums["squared"] / sums["n"])
 
 
-class Mae(Metric):
+class Mae(Mean):
     name, title, unit = "mae", "MAE", "variable"
+    statistic = "absolute"
 
-    def points(self) -> Mapping[str, PointStatistic]:
-        return {"absolute": _absolute}
-
-    def value(self, sums: Sums) -> np.ndarray:
-        return sums["absolute"] / sums["n"]
+    def of(self, o: Outcome) -> np.ndarray:
+        return np.abs(o.error)
 
 
-class Bias(Metric):
+class Bias(Mean):
     name, title, unit, best = "bias", "bias (prediction - truth)", "variable", "none"
+    statistic = "error"
 
-    def points(self) -> Mapping[str, PointStatistic]:
-        return {"error": _signed}
-
-    def value(self, sums: Sums) -> np.ndarray:
-        return sums["error"] / sums["n"]
+    def of(self, o: Outcome) -> np.ndarray:
+        return o.error
 
 
 class TruthSpread(Metric):
@@ -113,7 +105,7 @@ class TruthSpread(Metric):
     name, title, unit, best = "truth_std", "standard deviation of the truth", "variable", "none"
 
     def points(self) -> Mapping[str, PointStatistic]:
-        return {"truth": _truth, "truth_squared": _truth_squared}
+        return {"truth": lambda o: o.truth, "truth_squared": _truth_squared}
 
     def value(self, sums: Sums) -> np.ndarray:
         return np.sqrt(np.maximum(sums["truth_squared"] / sums["n"] - (sums["truth"] / sums["n"]) ** 2, 0))
@@ -155,53 +147,45 @@ class RelL2(Metric):
         return sums["relative_norm"] / sums["relative_samples"]
 
 
-class Crps(Metric):
+class Crps(Mean):
     name, title, unit = "crps", "CRPS", "variable"
+    statistic = "crps"
 
-    def points(self) -> Mapping[str, PointStatistic]:
-        return {"crps": Outcome.crps}
-
-    def value(self, sums: Sums) -> np.ndarray:
-        return sums["crps"] / sums["n"]
+    def of(self, o: Outcome) -> np.ndarray:
+        return o.crps()
 
 
-class Nll(Metric):
+class Nll(Mean):
     """Mean negative log-likelihood in model units, see Outcome.nll."""
 
     name, title, unit = "nll", "NLL", "1"
+    statistic = "nll"
 
-    def points(self) -> Mapping[str, PointStatistic]:
-        return {"nll": Outcome.nll}
-
-    def value(self, sums: Sums) -> np.ndarray:
-        return sums["nll"] / sums["n"]
+    def of(self, o: Outcome) -> np.ndarray | None:
+        return o.nll()
 
 
-class Brier(Metric):
+class Brier(Mean):
     """Mean Brier score of classes, between 0 and 2; see Outcome.brier."""
 
     name, title, unit = "brier", "Brier score", "1"
+    statistic = "brier"
 
-    def points(self) -> Mapping[str, PointStatistic]:
-        return {"brier": Outcome.brier}
-
-    def value(self, sums: Sums) -> np.ndarray:
-        return sums["brier"] / sums["n"]
+    def of(self, o: Outcome) -> np.ndarray | None:
+        return o.brier()
 
 
-class Accuracy(Metric):
+class Accuracy(Mean):
     """Share of points whose most probable class is the true one."""
 
     name, title, unit, best = "accuracy", "accuracy", "1", "none"
+    statistic = "right"
 
-    def points(self) -> Mapping[str, PointStatistic]:
-        return {"right": Outcome.right}
-
-    def value(self, sums: Sums) -> np.ndarray:
-        return sums["right"] / sums["n"]
+    def of(self, o: Outcome) -> np.ndarray | None:
+        return o.right()
 
 
-class Coverage(Metric):
+class Coverage(Mean):
     """Share of truths inside the central interval, ends included."""
 
     unit, best = "1", "none"
@@ -210,46 +194,34 @@ class Coverage(Metric):
         self.name, self.title, self.nominal = f"coverage_{percent}", f"coverage of the {percent} % interval", percent / 100
         self.statistic = f"inside_{percent}"
 
-    def points(self) -> Mapping[str, PointStatistic]:
-        return {self.statistic: self._inside}
-
-    def _inside(self, o: Outcome) -> np.ndarray | None:
+    def of(self, o: Outcome) -> np.ndarray | None:
         low, high = o.quantile((1 - self.nominal) / 2), o.quantile((1 + self.nominal) / 2)
         return None if low is None or high is None else ((low <= o.truth) & (o.truth <= high)).astype(float)
 
-    def value(self, sums: Sums) -> np.ndarray:
-        return sums[self.statistic] / sums["n"]
 
-
-class Width(Metric):
+class Width(Mean):
     """Mean width of the central 90 % interval."""
 
     name, title, unit, best = "width_90", "width of the 90 % interval", "variable", "none"
+    statistic = "width_90"
 
-    def points(self) -> Mapping[str, PointStatistic]:
-        return {"width_90": _width}
-
-    def value(self, sums: Sums) -> np.ndarray:
-        return sums["width_90"] / sums["n"]
+    def of(self, o: Outcome) -> np.ndarray | None:
+        low, high = o.quantile(0.05), o.quantile(0.95)
+        return None if low is None or high is None else high - low
 
 
-class Below(Metric):
+class Below(Mean):
     """Share of truths at or under a predicted quantile; a calibrated prediction gives the level itself."""
 
     unit, best = "1", "none"
 
     def __init__(self, percent: int) -> None:
         self.name, self.title, self.level = f"below_{percent:02d}", f"truths at or under the {percent} % quantile", percent / 100
+        self.statistic = self.name
 
-    def points(self) -> Mapping[str, PointStatistic]:
-        return {self.name: self._below}
-
-    def _below(self, o: Outcome) -> np.ndarray | None:
+    def of(self, o: Outcome) -> np.ndarray | None:
         quantile = o.quantile(self.level)
         return None if quantile is None else (o.truth <= quantile).astype(float)
-
-    def value(self, sums: Sums) -> np.ndarray:
-        return sums[self.name] / sums["n"]
 
 
 METRICS: dict[str, Metric] = {

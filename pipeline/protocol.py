@@ -72,7 +72,7 @@ class Blocks(Section):
         if slots < 0 or abs(slots - round(slots)) > 1e-9 or self.slots[1] >= 24:
             raise ValueError(f"slots must be whole steps of {self.step} h apart within a day, found {list(self.slots)}")
         if self.task == "forecast" and not self.history:
-            raise ValueError("a forecast needs a history")
+            raise ValueError(f"task forecast needs days of history to forecast from: set history to 1 or more, found {self.history}")
         return self
 
     @property

@@ -29,7 +29,7 @@ import xarray as xr
 import zarr
 from pydantic import Field
 
-from pipeline import atomic, map_page, sanity
+from pipeline import atomic, map_page, sanity, utc
 from pipeline import cube as cubes
 
 BRANCH = "main"
@@ -69,7 +69,7 @@ def publish(
         except ValueError as error:
             reasons = [str(error)]
         if reasons:
-            refusal = {"at": _text(now), "dataset": key, "model": params.model, "reasons": reasons, "runs": summary["runs"]}
+            refusal = {"at": utc.text(now), "dataset": key, "model": params.model, "reasons": reasons, "runs": summary["runs"]}
             atomic.write_text(folder / "refused.json", json.dumps(refusal, indent=1) + "\n")
             write_index(published)
             return Outcome("refused", None, tuple(reasons))
@@ -259,7 +259,3 @@ def _one_writer(folder: Path) -> Iterator[None]:
     with (folder / ".lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-
-
-def _text(now: datetime) -> str:
-    return now.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

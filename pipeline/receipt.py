@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from pipeline import utc
+
 _LIBRARIES = ("torch", "numpy", "scipy", "pandas", "xarray", "zarr", "icechunk", "dvc", "lightgbm", "gstools")
 
 
@@ -36,7 +38,7 @@ def build(
     return {
         "dataset": summary["dataset"],
         "model": summary["model"],
-        "published_at": now.isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "published_at": utc.text(now),
         "runs": summary["runs"],
         "forecast_sha256": tree_sha256(forecast),
         "weights_sha256": summary["weights_sha256"],

@@ -37,7 +37,7 @@ class Network(Section):
         if self.sectors and not {"u10", "v10"} <= set(self.covariates):
             raise ValueError(f"sectors needs u10 and v10 among the covariates, found {', '.join(self.covariates) or 'none'}")
         if self.known_ahead and not self.covariates:
-            raise ValueError("known_ahead needs covariates")
+            raise ValueError("known_ahead says that covariates are known ahead, and there are none: list them, or leave known_ahead out")
         return self
 
 

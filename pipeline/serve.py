@@ -24,7 +24,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from zarr.core.buffer import default_buffer_prototype
 
-from pipeline import publish
+from pipeline import publish, utc
 
 _PAGES = {"maps": "map", "reports": "report", "quality": "quality"}
 
@@ -43,7 +43,7 @@ def app(published: Path) -> FastAPI:
     @service.get("/health")
     def health() -> dict[str, Any]:
         now = datetime.now(UTC)
-        return {"status": "ok", "time": _text(now), "datasets": [_health(entry, now) for entry in publish.state(published)]}
+        return {"status": "ok", "time": utc.text(now), "datasets": [_health(entry, now) for entry in publish.state(published)]}
 
     @service.get("/data/{key}/{path:path}")
     async def data(key: str, path: str) -> Response:
@@ -109,10 +109,6 @@ def _health(entry: dict[str, Any], now: datetime) -> dict[str, Any]:
         "sensors_expected": receipt and receipt["runs"][-1]["sensors_expected"],
         "refused": refused and {"at": refused["at"], "reasons": refused["reasons"]},
     }
-
-
-def _text(now: datetime) -> str:
-    return now.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def main() -> None:

@@ -20,13 +20,14 @@ from torch import nn
 
 from models import registry
 from models.baselines.fitted import Fitted
+from models.contract import DatasetInfo, Predictor
 from pipeline import atomic, device, runs, training_data, training_loop
 from pipeline.calibration import calibrate
 from pipeline.estimate import cost
 from pipeline.params import Section
 from pipeline.phase import Phase, Validation
 from pipeline.sensors import read
-from pipeline.training_data import TrainingData
+from pipeline.training_data import Backgrounds, TrainingData
 
 log = logging.getLogger(__name__)
 
@@ -52,35 +53,21 @@ def run(params: Params, key: str, model: str, *, sensors: Path, baselines: Path,
     """Train `model` and write its run folder. A killed run continues from its last epoch when started again with the same inputs."""
     dataset = read(sensors)
     cls = registry.load(model)
-    if params.background and not cls.corrects:
-        raise ValueError(f"train.{key}.{model}.background is {params.background!r}, but {model} takes no background: set it to null")
-    prior_folder = baselines / params.background if params.background else None
-    prior = runs.load(prior_folder, dataset.info).predictor if prior_folder else None
-    unseen = [runs.load(folder, dataset.info).predictor for folder in runs.fold_folders(prior_folder)] if prior_folder else []
-    if isinstance(prior, Fitted) and prior.crossfit and not unseen:
-        raise ValueError(
-            f"train.{key}.{model}.background: {params.background} is closer to the windows it was fitted to than to new ones, so a model"
-            f" would learn little on top of it: set `folds` in baselines.{key}.fit.{params.background}, 5 for instance"
-        )
+    backgrounds = _backgrounds(params, f"train.{key}.{model}", model, baselines, dataset.info)
+    prior_folder, beside_folder = (baselines / name if name else None for name in (params.background, params.beside))
     if params.budget.used != params.budget.asked:
         log.warning("train.%s.%s is trained with the budget %s", key, model, params.budget)
-    other_folder = baselines / params.beside if params.beside else None
-    other = runs.load(other_folder, dataset.info).predictor if other_folder else None
-    if other and (not prior or (isinstance(other, Fitted) and other.crossfit)):
-        raise ValueError(
-            f"train.{key}.{model}.beside is {params.beside!r}: it goes with a `background`, and must need no cross-fitting itself"
-        )
     torch.set_num_threads(max(1, training_data.cores() - 1))  # the loader process has the other core
     torch.manual_seed(params.seed)
     network = cls(params.model, dataset.info)
-    resume = out.with_name(f".{out.name}.resume") / _fingerprint(params, sensors, prior_folder, other_folder)
+    resume = out.with_name(f".{out.name}.resume") / _fingerprint(params, sensors, prior_folder, beside_folder)
     rows: list[dict[str, Any]] = []
     kept: dict[str, Any] = {}
     main = True
     *_, (_, last) = params.phases
     frames = params.context_frames or last.windows.context_frames
     if params.calibration:  # what cannot be answered must not be found out after the training
-        batch, _ = next(training_data.validation_cases(dataset, frames, params.calibration, prior))
+        batch, _ = next(training_data.validation_cases(dataset, frames, params.calibration, backgrounds.prior))
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             network.eval().predict(batch.context, batch.query)
         network.train()
@@ -88,7 +75,7 @@ def run(params: Params, key: str, model: str, *, sensors: Path, baselines: Path,
         torch.manual_seed(training_loop.seed(params.seed, number))
         network.begin(name)
         encoder = network if name in cls.follows and phase.windows.undisturbed else None
-        data = TrainingData(dataset, prior, phase, params.seed, unseen, encoder, other)
+        data = TrainingData(dataset, backgrounds, phase, params.seed, encoder)
         if not (resume / name / "last.ckpt").exists():
             expected = cost(network, lambda data=data: data.batch(0), device.name(), phase.accumulate)  # type: ignore[misc]
             minutes, held = expected.minutes(phase.steps, training_data.loaders()), expected.bytes / 2**30
@@ -102,7 +89,7 @@ def run(params: Params, key: str, model: str, *, sensors: Path, baselines: Path,
         return
     calibration = None
     if params.calibration:
-        asked = training_data.validation_cases(dataset, frames, params.calibration, prior)
+        asked = training_data.validation_cases(dataset, frames, params.calibration, backgrounds.prior)
         calibration = calibrate(network.to(device.name()).eval(), asked, dataset.info, device.name())
     with atomic.writing(out) as folder:
         runs.save(
@@ -112,6 +99,31 @@ def run(params: Params, key: str, model: str, *, sensors: Path, baselines: Path,
         summary = {"budget": str(params.budget), "parameters": sum(p.numel() for p in network.parameters()), "phases": kept}
         (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     atomic.remove(resume.parent)
+
+
+def _backgrounds(params: Params, section: str, model: str, baselines: Path, info: DatasetInfo) -> Backgrounds:
+    """The fitted baselines that the section names. Raises ValueError where the model, or its training, cannot do with one."""
+    if params.background and not registry.load(model).corrects:
+        raise ValueError(f"{section}.background is {params.background!r}, but {model} takes no background: set it to null")
+
+    def fitted(folder: Path) -> Predictor:
+        return runs.load(folder, info).predictor
+
+    prior = fitted(baselines / params.background) if params.background else None
+    unseen = [fitted(folder) for folder in runs.fold_folders(baselines / params.background)] if params.background else []
+    beside = fitted(baselines / params.beside) if params.beside else None
+    if _crossfit(prior) and not unseen:
+        raise ValueError(
+            f"{section}.background: {params.background} is closer to the windows it was fitted to than to new ones, so a model"
+            f" would learn little on top of it: set `folds` in baselines.{info.name}.fit.{params.background}, 5 for instance"
+        )
+    if beside and (not prior or _crossfit(beside)):
+        raise ValueError(f"{section}.beside is {params.beside!r}: it goes with a `background`, and must need no cross-fitting itself")
+    return Backgrounds(prior, unseen, beside)
+
+
+def _crossfit(baseline: Predictor | None) -> bool:
+    return isinstance(baseline, Fitted) and baseline.crossfit
 
 
 def count(network: nn.Module) -> int:

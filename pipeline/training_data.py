@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TypeVar
 
@@ -23,34 +24,36 @@ from pipeline.sensors import SensorDataset
 B = TypeVar("B")
 
 
+@dataclass(frozen=True)
+class Backgrounds:
+    """The fitted baselines that a training corrects."""
+
+    prior: Predictor | None = None  # the one in use
+    unseen: Sequence[Predictor] = ()  # copies of it, each fitted without one fold of the training data
+    beside: Predictor | None = None  # a poorer one
+
+
 class TrainingData:
     """Batches by number, so that epoch k starts at its own offset whatever came before, each with its background.
 
-    The background is solved for in a loader process while the network works on the batch before. Where `unseen` holds copies of it that
-    were fitted without a fold of the training data each, batches are drawn from the folds by turns, and the copy that has not seen the
-    fold answers. With an `encoder`, batches hold frames as it encodes them now. Every other round of the folds is answered by
-    `beside`, where there is one, until the last fifth of the steps.
+    The background is solved for in a loader process while the network works on the batch before. Where there are `unseen` copies of it,
+    batches are drawn from the folds by turns, and the copy that has not seen the fold answers. With an `encoder`, batches hold frames as
+    it encodes them now. Every other round of the folds is answered by `beside`, where there is one, until the last fifth of the steps.
     """
 
     def __init__(
-        self,
-        dataset: SensorDataset,
-        prior: Predictor | None,
-        phase: Phase,
-        seed: int,
-        unseen: Sequence[Predictor] = (),
-        encoder: FieldModel | None = None,
-        beside: Predictor | None = None,
+        self, dataset: SensorDataset, backgrounds: Backgrounds, phase: Phase, seed: int, encoder: FieldModel | None = None
     ) -> None:
-        self._dataset, self._prior, self._phase = dataset, prior, phase
+        self._dataset, self._prior, self._phase = dataset, backgrounds.prior, phase
+        unseen = backgrounds.unseen
         self._batches: list[TrainingBatches] | list[EncodedBatches]
         if encoder is None:
             parts = [folds.within(dataset, len(unseen), fold) for fold in range(len(unseen))] or [dataset]
             self._batches = [TrainingBatches(part, phase.windows, seed) for part in parts]
         else:
             self._batches = [EncodedBatches(dataset, phase.windows, seed, encoder, device.name())]
-        self._priors: list[Predictor | None] = list(unseen) or [prior]
-        self._beside = beside
+        self._priors: list[Predictor | None] = list(unseen) or [backgrounds.prior]
+        self._beside = backgrounds.beside
 
     def batch(self, number: int, processes: int = 1) -> FieldBatch | EncodedFrames:
         """Training batch `number` of a phase that so many processes share, with its background or of encoded frames."""

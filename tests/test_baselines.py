@@ -1,19 +1,15 @@
-"""Baselines against closed forms, a library, and the rules that hold for every one of them."""
+"""Baselines against closed forms and a library."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import gstools
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 
-from models import registry
 from models.baselines.analysis import analyse, embed, last_reported
 from models.baselines.boosting import Boosting
 from models.baselines.climatology import local_hour
@@ -23,58 +19,9 @@ from models.baselines.kriging import SMOOTHNESS, Kriging, correlation, covarianc
 from models.baselines.persistence import Persistence
 from models.baselines.ridge import RidgePropagator
 from models.contract import DatasetInfo, FieldBatch, Frames
-from pipeline import baselines, params, runs, sensors
-from pipeline.batches import TrainingBatches, Windows
-from pipeline.cases import CaseBatch, cases
+from pipeline.cases import cases
 from tests import worlds
-
-STATIONS = Windows(context_frames=12, max_lead=6, batch=32, query_frames=4, hide=2)
-AHEAD = Windows(context_frames=12, min_lead=1, max_lead=6, batch=2, query_frames=4, hide=2)
-WAVES = Windows(max_lead=4, batch=8, query_frames=5, query_points=144)
-SMALL: dict[str, dict[str, Any]] = {
-    "boosting": {"rounds": 40, "spread_rounds": 10},
-    "ridge": {"waves": 2},
-    "case_forest": {"trees": 3},
-    "case_boosting": {"rounds": 3},
-    "case_arima": {"order": (1, 1, 0), "iterations": 2},
-    "case_nbeats": {"back": 4, "ahead": 3, "blocks": 2, "width": 8, "steps": 3},
-    "case_nsgp": {"steps": 2, "batch": 20},
-    "case_sage": {"steps": 2},
-}
-TASKS_OF = {"case_arima": {"forecast"}, "case_nbeats": {"forecast"}, "case_sage": {"reconstruction", "interpolation"}}  # others: all
-SLOW = {*TASKS_OF, "case_nsgp"}  # each case is a training or many: few questions, and about the future alone
-# Boosting follows fixed sensors, the ridge propagator needs a field, what is fitted to a case a plane; the others serve both worlds.
-SERVED = [
-    (name, world)
-    for name in registry.BASELINES
-    for world in ("waves", "stations")
-    if (name, world) not in {("boosting", "waves"), ("ridge", "stations")} and (world, name[:5]) != ("waves", "case_")
-]
-
-
-@cache
-def world(name: str) -> sensors.SensorDataset:
-    return worlds.waves(16) if name == "waves" else worlds.stations()
-
-
-@cache
-def batches(on: str, slow: bool = False) -> list[FieldBatch]:
-    training = TrainingBatches(world(on), AHEAD if slow else WAVES if on == "waves" else STATIONS, seed=0)
-    return [training[step] for step in range(3 if slow else 20)]
-
-
-@cache
-def fitted(name: str, on: str) -> Any:
-    kind = registry.load(name)
-    baseline = kind(kind.Config(**SMALL.get(name, {})), world(on).info)
-    baseline.fit(iter(batches(on, name in SLOW)))
-    return baseline
-
-
-@cache
-def asked(on: str, name: str = "") -> CaseBatch:
-    leads = (1, 2, 3, 4) if name in SLOW else (0, 1, 2, 4)
-    return next(cases(world(on), "test", 12 if on == "stations" else 1, leads, batch=2 if name in SLOW else 6))
+from tests.tiny_baselines import asked, batches, fitted, world
 
 
 def info(**changes: Any) -> DatasetInfo:
@@ -114,112 +61,6 @@ def score(baseline: Any, on: str, kind: int | None = None) -> torch.Tensor:
         error = (baseline.predict(part.batch.context, part.batch.query).mean - part.batch.query.value).square()[..., 0]
         total, count = total + (error * mask).sum((0, 2)), count + mask.sum((0, 2))
     return total / count
-
-
-# The rules of every baseline ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("name", "on"), SERVED)
-def test_prediction_is_whole_and_sure_of_something(name: str, on: str) -> None:
-    baseline, batch = fitted(name, on), asked(on, name).batch
-    prediction = baseline.predict(batch.context, batch.query)
-    assert prediction.mean.shape == prediction.scale.shape == batch.query.value.shape
-    assert prediction.mean.dtype == prediction.scale.dtype == torch.float32
-    assert prediction.mean.isfinite().all()
-    assert (prediction.scale > 0).all()
-    assert prediction.scale.isfinite().all()
-    assert baseline.tasks == TASKS_OF.get(name, {"reconstruction", "interpolation", "forecast"})
-    assert baseline.levels == ()
-
-
-@pytest.mark.parametrize(("name", "on"), SERVED)
-def test_what_is_masked_does_not_matter(name: str, on: str) -> None:
-    baseline, batch = fitted(name, on), asked(on, name).batch
-    context = batch.context
-    mask = context.mask.clone()
-    mask[:, :, ::3] = False
-    clean = replace(context, mask=mask, value=context.value * mask[..., None], covariate=_masked(context.covariate, mask))
-    noise = torch.where(mask[..., None], context.value, torch.tensor(float("nan")))
-    dirty = replace(clean, value=noise, position=torch.where(mask[..., None], context.position, torch.tensor(7.0)))
-    wide = replace(clean, **{field: _padded(getattr(clean, field)) for field in ("position", "value", "mask", "sensor", "covariate")})
-    expected = baseline.predict(clean, batch.query)
-    for other in (dirty, wide):
-        _same(baseline.predict(other, batch.query), expected)
-
-
-@pytest.mark.parametrize(("name", "on"), SERVED)
-def test_order_of_observations_does_not_matter(name: str, on: str) -> None:
-    baseline, batch = fitted(name, on), asked(on, name).batch
-    order = torch.randperm(batch.context.mask.shape[2], generator=torch.Generator().manual_seed(1))
-    shuffled = replace(
-        batch.context,
-        **{
-            field: getattr(batch.context, field)[:, :, order]
-            for field in ("position", "value", "mask", "sensor", "covariate")
-            if getattr(batch.context, field) is not None
-        },
-    )
-    _same(baseline.predict(shuffled, batch.query), baseline.predict(batch.context, batch.query))
-
-
-@pytest.mark.parametrize(("name", "on"), SERVED)
-def test_answer_does_not_depend_on_what_is_asked_with_it(name: str, on: str) -> None:
-    baseline, batch = fitted(name, on), asked(on, name).batch
-    whole = baseline.predict(batch.context, batch.query)
-    part = baseline.predict(batch.context, batch.query.points(slice(2, 5)))
-    assert torch.allclose(part.mean, whole.mean[:, :, 2:5], atol=1e-5)
-    assert torch.allclose(part.scale, whole.scale[:, :, 2:5], atol=1e-5)
-    alone = FieldBatch(_sample(batch.context, 1), _sample(batch.query, 1))
-    _same(baseline.predict(alone.context, alone.query), replace(whole, mean=whole.mean[1:2], scale=whole.scale[1:2]))
-
-
-@pytest.mark.parametrize(("name", "on"), SERVED)
-def test_no_observation_gives_the_climate_and_one_gives_a_number(name: str, on: str) -> None:
-    baseline, batch = fitted(name, on), asked(on, name).batch
-    empty = replace(batch.context, mask=torch.zeros_like(batch.context.mask))
-    prediction = baseline.predict(empty, batch.query)
-    assert prediction.mean.isfinite().all()
-    if name not in ("climatology", "ridge"):  # these two know more of the climate than its mean
-        assert (prediction.mean == 0).all()
-        assert (prediction.scale >= 0.99).all()
-    one = torch.zeros_like(batch.context.mask)
-    one[:, -1, 0] = True
-    prediction = baseline.predict(replace(batch.context, mask=one), batch.query)
-    assert prediction.mean.isfinite().all()
-    assert (prediction.scale > 0).all()
-
-
-@pytest.mark.parametrize(("name", "on"), SERVED)
-def test_state_round_trip_through_a_run_folder(name: str, on: str, tmp_path: Path) -> None:
-    baseline, batch = fitted(name, on), asked(on, name).batch
-    runs.save(tmp_path / "run", name, baseline.config.model_dump(mode="json"), world(on).info, baseline.state(), 12)
-    again = runs.load(tmp_path / "run", world(on).info).predictor
-    expected, found = baseline.predict(batch.context, batch.query), again.predict(batch.context, batch.query)
-    assert torch.equal(found.mean, expected.mean)
-    assert torch.equal(found.scale, expected.scale)
-
-
-@pytest.mark.parametrize(("name", "on"), SERVED)
-def test_fitting_twice_gives_the_same_bytes(name: str, on: str) -> None:
-    kind = registry.load(name)
-    again = kind(kind.Config(**SMALL.get(name, {})), world(on).info)
-    again.fit(iter(batches(on, name in SLOW)))
-    first, second = fitted(name, on).state(), again.state()
-    assert first.keys() == second.keys() == set(kind.parts)
-    for part, value in first.items():
-        assert value == second[part] if isinstance(value, str) else torch.equal(value, second[part]), part
-
-
-@pytest.mark.parametrize("name", registry.BASELINES)
-def test_misuse_is_an_error(name: str) -> None:
-    kind = registry.load(name)
-    with pytest.raises(ValidationError):
-        kind.Config(unheard_of=1)
-    baseline = kind(kind.Config(), worlds.stations(hours=60).info)
-    with pytest.raises(ValueError, match="not fitted"):
-        baseline.state()
-    with pytest.raises(ValueError, match="missing"):
-        baseline.load({"unheard_of": torch.zeros(1)})
 
 
 # Persistence --------------------------------------------------------------------------------------------------------------------------
@@ -514,64 +355,3 @@ def test_boosting_beats_persistence_at_every_lead() -> None:
 def test_boosting_needs_fixed_sensors() -> None:
     with pytest.raises(ValueError, match="fixed sensors"):
         Boosting(Boosting.Config(), worlds.torus_info())
-
-
-# The stage ----------------------------------------------------------------------------------------------------------------------------
-
-
-def _section(**fit: Any) -> Any:
-    raw = {"windows": STATIONS.model_dump(), "steps": 6, "fit": fit}
-    return params.validated(raw, baselines.params_model("stations"), "baselines.stations")
-
-
-def test_stage_writes_a_run_folder_each(tmp_path: Path) -> None:
-    sensors.write(tmp_path / "s.zarr", world("stations"))
-    section = _section(
-        climatology={}, kriging_fitted={"kind": "kriging", "config": {"sigma": "fitted"}}, boosting={"config": SMALL["boosting"]}
-    )
-    for out in ("a", "b"):
-        baselines.run(section, "stations", sensors=tmp_path / "s.zarr", out=tmp_path / out)
-    folders = runs.folders(tmp_path / "a")
-    assert [folder.name for folder in folders] == ["boosting", "climatology", "kriging_fitted"]
-    batch = asked("stations").batch
-    for folder in folders:
-        run = runs.load(folder, world("stations").info)
-        assert run.context_frames == 12
-        assert run.predictor.predict(batch.context, batch.query).mean.isfinite().all()
-        for path in folder.iterdir():
-            assert path.read_bytes() == (tmp_path / "b" / folder.name / path.name).read_bytes(), path
-    assert runs.load(folders[2], world("stations").info).predictor.config.sigma == "fitted"
-
-
-def test_stage_names_the_baseline_that_cannot_serve(tmp_path: Path) -> None:
-    sensors.write(tmp_path / "s.zarr", world("stations"))
-    with pytest.raises(ValueError, match=r"baseline 'ridge' cannot be fitted to stations: .*query_points"):
-        baselines.run(_section(ridge={}), "stations", sensors=tmp_path / "s.zarr", out=tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_stage_params_name_the_offender() -> None:
-    with pytest.raises(params.ParamsError, match=r"kriging\.config\.sigmma"):
-        _section(kriging={"config": {"sigmma": "own"}})
-    with pytest.raises(params.ParamsError, match="expected tags: 'persistence'"):
-        _section(krigging={})
-
-
-# Helpers ------------------------------------------------------------------------------------------------------------------------------
-
-
-def _masked(x: torch.Tensor | None, mask: torch.Tensor) -> torch.Tensor | None:
-    return None if x is None else x * mask[..., None]
-
-
-def _padded(x: torch.Tensor | None) -> torch.Tensor | None:
-    return None if x is None else torch.cat([x, torch.zeros_like(x[:, :, :3])], dim=2)
-
-
-def _sample(x: Frames, number: int) -> Frames:
-    return replace(x, **{name: value[number : number + 1] for name, value in vars(x).items() if value is not None})
-
-
-def _same(found: Any, expected: Any) -> None:
-    assert torch.allclose(found.mean, expected.mean, atol=1e-5)
-    assert torch.allclose(found.scale, expected.scale, atol=1e-5)

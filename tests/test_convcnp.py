@@ -20,11 +20,7 @@ def built(info: DatasetInfo, **settings: Any) -> ConvCnp:
     torch.manual_seed(0)
     given = {"horizon": 4, "points_per_unit": 6, "width": 6, "layers": 2, "kernel_size": 3, "head_width": 8, "head_layers": 1, **settings}
     model = ConvCnp(ConvCnpConfig(**given), info).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.3)
-    return model
+    return worlds.stirred(model)
 
 
 def moved(frames: Frames, by: list[float]) -> Frames:

@@ -19,11 +19,7 @@ def built(info: DatasetInfo, **settings: Any) -> Fno:
     torch.manual_seed(0)
     given = {"horizon": 4, "cells": 16, "width": 6, "modes": 3, "layers": 2, "head_width": 8, **settings}
     model = Fno(FnoConfig(**given), info).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.3)
-    return model
+    return worlds.stirred(model)
 
 
 def test_the_spectral_convolution_is_a_matrix_for_each_kept_wave() -> None:

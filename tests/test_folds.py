@@ -18,7 +18,7 @@ from pipeline import baselines, folds, runs, sensors, train
 from pipeline.batches import TrainingBatches, Windows
 from pipeline.params import ParamsError, validated
 from pipeline.phase import Phase
-from pipeline.training_data import TrainingData
+from pipeline.training_data import Backgrounds, TrainingData
 from tests import worlds
 
 WINDOWS = {"context_frames": 12, "max_lead": 4, "batch": 8, "query_frames": 2, "hide": 2}
@@ -110,7 +110,7 @@ def test_in_training_the_copy_that_has_not_seen_the_fold_answers_and_in_validati
     phase = validated(
         {"windows": WINDOWS, "validation": {"leads": [0]}, "steps": 4, "validate_every": 4, "learning_rate": 0.1}, Phase, "phase"
     )
-    data = TrainingData(dataset, _Marked(9.0), phase, 0, [_Marked(float(fold)) for fold in range(3)])
+    data = TrainingData(dataset, Backgrounds(_Marked(9.0), [_Marked(float(fold)) for fold in range(3)]), phase, 0)
     number = folds.folds(dataset, 3)
     for step in range(6):
         batch = data.batch(step)
@@ -125,7 +125,7 @@ def test_a_poorer_background_takes_every_other_round_of_the_folds_until_the_last
         {"windows": WINDOWS, "validation": {"leads": [0]}, "steps": 20, "validate_every": 20, "learning_rate": 0.1}, Phase, "phase"
     )
     unseen = [_Marked(float(fold)) for fold in range(2)]
-    data = TrainingData(worlds.stations(hours=400), _Marked(9.0), phase, 0, unseen, beside=_Marked(7.0))
+    data = TrainingData(worlds.stations(hours=400), Backgrounds(_Marked(9.0), unseen, _Marked(7.0)), phase, 0)
     answers = [float(data.batch(step).query.background.flatten()[0]) for step in range(20)]  # type: ignore[union-attr]
     assert answers == [7, 7, 0, 1] * 4 + [0, 1] * 2
     assert all((batch.query.background == 9).all() for batch in data.validation())  # type: ignore[union-attr]

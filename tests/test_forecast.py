@@ -18,6 +18,7 @@ from scipy.special import ndtri
 from models.contract import FieldPrediction, Frames
 from pipeline import cube as cubes
 from pipeline import device, forecast, geometry, sanity, sensors
+from pipeline.initial_frames import initial_frames
 from tests import forecasts, worlds
 
 NOW = datetime(2026, 11, 22, 6, tzinfo=UTC)
@@ -117,7 +118,7 @@ def test_a_model_that_does_not_forecast_says_what_the_field_is_now(tmp_path: Pat
 )
 def test_an_initial_frame_that_does_not_exist_is_an_error(init: list, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        forecast.initial_frames(worlds.stations(), init)
+        initial_frames(worlds.stations(), init)
 
 
 def test_the_last_frame_is_one_with_context() -> None:
@@ -128,7 +129,7 @@ def test_the_last_frame_is_one_with_context() -> None:
     emptied = dataclasses.replace(
         dataset, arrays={**dataset.arrays, "frame/obs_start": start, **{f"obs/{n}": dataset[f"obs/{n}"][keep] for n in ("sensor", "value")}}
     )
-    assert forecast.initial_frames(emptied, "last") == [397]
+    assert initial_frames(emptied, "last") == [397]
 
 
 @pytest.mark.parametrize("kind", ["scale", "quantiles", "samples"])

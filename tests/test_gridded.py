@@ -36,11 +36,7 @@ def built(kind: Any, info: DatasetInfo, **changes: Any) -> Any:
     """A float64 model whose answers depend on everything."""
     torch.manual_seed(0)
     model = kind(kind.Config(**{**SMALL[kind], **changes}), info).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.3)
-    return model
+    return worlds.stirred(model)
 
 
 def asked(info: DatasetInfo, **shape: int) -> FieldBatch:

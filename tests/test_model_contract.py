@@ -79,11 +79,7 @@ def built(name: str, info: DatasetInfo, seed: int = 0, head: float = 0.3, **chan
     torch.manual_seed(seed)
     cls = registry.load(name)
     model = cls(cls.Config(**{**SMALL[name], **changes}), info).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if head and not parameter.any():
-                parameter.normal_(std=head)
-    return model
+    return worlds.stirred(model, head) if head else model
 
 
 def flat(prediction: FieldPrediction) -> torch.Tensor:

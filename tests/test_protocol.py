@@ -220,7 +220,7 @@ def test_a_window_asks_what_it_hides_and_nothing_else(places: bool, delhi: Path,
     [
         ({"learn": ["2020-11-08", "2020-11-12"]}, "do not overlap"),
         ({"slots": [5.5, 22.4]}, "whole steps"),
-        ({"history": 0, "task": "forecast"}, "a forecast needs a history"),
+        ({"history": 0, "task": "forecast"}, "task forecast needs days of history"),
         ({"least": 10_000}, "has no day with 10000 observations"),
         ({"history": 3}, "must each leave one with 3 days before it"),
         ({"unit": "cells", "folds": 40}, "fewer than the 40 folds"),

@@ -1,4 +1,4 @@
-"""SCENT's own promises: groups, frozen projection, time targeting, calibration, background, modes."""
+"""SCENT's own promises: frozen projection, time targeting, calibration, background; every switch learns."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 
 from models.contract import FieldBatch, Frames
 from models.layers import Fourier
-from models.scent.attention import Block, in_groups
-from models.scent.config import SIZES
 from models.scent.decoder import halton
 from models.scent.model import Scent
 from models.scent.neighbours import Neighbours
@@ -41,84 +38,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
 }
 
 
-# ---- 1: groups
-
-
-def test_one_group_is_dense_attention() -> None:
-    torch.manual_seed(0)
-    layer, x = Block(16, 2, 1).double(), torch.randn(2, 12, 16, dtype=torch.float64)
-    mask = torch.ones(2, 12, dtype=torch.bool)
-    order = torch.stack([torch.randperm(12), torch.randperm(12)])
-    torch.testing.assert_close(in_groups(layer, x, mask, order, 12), layer(x), atol=1e-10, rtol=0)
-    torch.testing.assert_close(in_groups(layer, x, mask, None, 12), layer(x), atol=1e-10, rtol=0)
-
-
-def test_a_token_depends_on_its_group_alone() -> None:
-    torch.manual_seed(0)
-    layer, x = Block(16, 2, 1).double(), torch.randn(1, 20, 16, dtype=torch.float64)
-    mask, order = torch.ones(1, 20, dtype=torch.bool), torch.randperm(20)[None]
-    jacobian = torch.autograd.functional.jacobian(lambda x: in_groups(layer, x, mask, order, 6).sum(-1), x)[0, :, 0]  # [out, in, d]
-    seen = jacobian.abs().sum(-1) > 0
-    groups = [set(part.tolist()) for part in order[0].split(6)]
-    assert [len(g) for g in groups] == [6, 6, 6, 2]
-    for group in groups:
-        for token in group:
-            assert set(seen[token].nonzero()[:, 0].tolist()) == group
-
-
-def test_groups_are_drawn_anew_in_training_and_fixed_outside() -> None:
-    model, mask = built(), torch.ones(2, 40, dtype=torch.bool)
-    assert torch.equal(model.encoder.cen.order(mask, 0), model.encoder.cen.order(mask, 0))  # type: ignore[arg-type]
-    assert not torch.equal(model.encoder.cen.order(mask, 0), model.encoder.cen.order(mask, 1))  # type: ignore[arg-type]
-    assert not torch.equal(model.encoder.cen.order(mask, 0), built(permutation_seed=1).encoder.cen.order(mask, 0))  # type: ignore[arg-type]
-    model.train()
-    first = model.encoder.cen.order(mask, 0)
-    assert first is not None
-    assert not torch.equal(first, model.encoder.cen.order(mask, 0))  # type: ignore[arg-type]
-    assert not torch.equal(first[0], first[1])
-    assert torch.equal(first.sort(-1).values, torch.arange(40).expand(2, 40))
-
-
-def test_fixed_groups_spread_tokens_evenly() -> None:
-    """With 4000 tokens in a fixed order, where a token lands is not correlated with where it was."""
-    order = built().encoder.cen.order(torch.ones(1, 4000, dtype=torch.bool), 3)
-    assert order is not None
-    both = torch.stack([order[0].double(), torch.arange(4000, dtype=torch.float64)])
-    assert abs(torch.corrcoef(both)[0, 1]) < 0.05
-
-
-# ---- 2 and 3: order and padding of sensors (improved mode: tests/test_model_contract.py)
-
-
-def test_paper_mode_ignores_the_order_of_sensors_in_one_group_only() -> None:
-    batch = a_batch(n=20)
-    shuffled = batch.context.points(torch.randperm(20, generator=torch.Generator().manual_seed(1)))  # type: ignore[arg-type]
-
-    def difference(**changes: Any) -> float:
-        model = built(mode="paper", **changes)
-        return float((flat(model.predict(shuffled, batch.query)) - flat(model.predict(batch.context, batch.query))).abs().max())
-
-    assert difference(group=64) < 1e-5
-    assert difference(group=8) > 1e-5
-    assert difference(group=8, order="canonical") < 1e-10
-
-
-@pytest.mark.parametrize("group", [4, 7, 64])
-def test_padding_changes_nothing_in_paper_mode(group: int) -> None:
-    batch = a_batch(n=17, t=2)
-    model = built(mode="paper", group=group)
-    c = batch.context
-    assert c.value is not None
-    more = Frames(
-        torch.cat([c.position, torch.full((3, 2, 9, 2), 5.0, dtype=torch.float64)], 2),
-        torch.cat([c.mask, torch.zeros(3, 2, 9, dtype=torch.bool)], 2),
-        c.time,
-        torch.cat([c.value, torch.full((3, 2, 9, 1), torch.nan, dtype=torch.float64)], 2),
-    )
-    torch.testing.assert_close(flat(model.predict(more, batch.query)), flat(model.predict(c, batch.query)), atol=1e-6, rtol=0)
-
-
-# ---- 4: calibration and chunks
+# ---- calibration and chunks
 
 
 @pytest.mark.parametrize(
@@ -146,7 +66,7 @@ def test_memory_chunks_give_the_same_answer(monkeypatch: pytest.MonkeyPatch) -> 
     torch.testing.assert_close(flat(model.predict(batch.context, batch.query)), whole, atol=1e-10, rtol=0)
 
 
-# ---- 6: the frozen projection
+# ---- the frozen projection
 
 
 def test_the_frozen_projection_never_learns() -> None:
@@ -168,7 +88,7 @@ def test_the_frozen_projection_has_the_stated_spread() -> None:
     assert frozen.var() == pytest.approx(1 / 4, rel=0.05)
 
 
-# ---- 7: time targeting
+# ---- time targeting
 
 
 @pytest.mark.parametrize("targeting", [True, False])
@@ -196,7 +116,7 @@ def test_a_later_frame_of_the_context_is_told_from_an_earlier() -> None:
     assert not torch.allclose(flat(model.predict(swapped, batch.query)), flat(model.predict(c, batch.query)))
 
 
-# ---- 8: every switch learns
+# ---- every switch learns
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
@@ -217,29 +137,7 @@ def test_every_parameter_takes_part_without_a_background() -> None:
     assert {key for key, p in model.named_parameters() if not p.grad.any()} == {"decoder.background.weight"}  # type: ignore[union-attr]
 
 
-# ---- 9: cost
-
-
-def test_attention_cost_grows_linearly_with_the_sensors() -> None:
-    """Products in the score matrices of one CEN block, counted from their shapes."""
-
-    def products(n: int, size: int) -> int:
-        layer, count = Block(16, 2, 1), 0
-
-        def hook(_module: torch.nn.Module, given: tuple[torch.Tensor, ...], _out: torch.Tensor) -> None:
-            nonlocal count
-            x, keys = given[:2]
-            count += x.shape[0] * x.shape[1] * keys.shape[1]
-
-        layer.attention.register_forward_hook(hook)
-        in_groups(layer, torch.zeros(1, n, 16), torch.ones(1, n, dtype=torch.bool), torch.arange(n)[None] if n > size else None, size)
-        return count
-
-    assert [products(n, 8) for n in (64, 128, 256)] == [64 * 8, 128 * 8, 256 * 8]
-    assert products(256, 256) == 256 * 256
-
-
-# ---- 10: lead 0
+# ---- lead 0
 
 
 def test_reconstruction_is_learned() -> None:
@@ -346,62 +244,7 @@ def test_neighbours_of_a_shared_layout_equal_those_of_separate_ones() -> None:
     torch.testing.assert_close(flat(model.predict(batch.context, shared)), flat(model.predict(batch.context, copied)))
 
 
-# ---- settings
-
-
-def test_modes_fill_in_what_is_not_given() -> None:
-    paper, improved = Scent.Config(horizon=4, mode="paper"), Scent.Config(horizon=4)
-    assert (paper.order, paper.calibration, paper.clock, paper.adaptive_norm) == ("given", "plain", "absolute", False)
-    assert (improved.order, improved.calibration, improved.clock, improved.adaptive_norm) == ("canonical", "anchored", "lead", True)
-    assert Scent.Config(horizon=4, mode="paper", calibration="anchored").calibration == "anchored"
-    assert Scent.Config(horizon=4, head="gaussian").loss == "nll"
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"head": "gaussian", "loss": "mse"}, "loss mse does not fit head gaussian: expected nll"),
-        ({"width": 30, "heads": 4}, "width 30 is not a multiple of heads 4"),
-        ({"levels": (0.5, 0.1)}, "levels must be two or more, increasing"),
-        ({"absolute_position": False}, "anchored CN tells its anchors apart"),
-        ({"widht": 3}, "Extra inputs are not permitted"),
-        ({"horizon": 0}, "greater than or equal to 1"),
-    ],
-)
-def test_wrong_settings_are_refused(wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        Scent.Config(**{"horizon": 4, **wrong})
-
-
-# One variable on a torus, one context frame, no covariates: the table of docs/models.md.
-PARAMETERS = {"m1": 404_097, "m2": 1_532_545, "m3": 3_234_817, "m4": 7_211_521, "m5": 12_761_089, "m6": 33_357_313, "m7": 92_295_681}
-
-
-def test_every_size_has_its_stated_number_of_parameters() -> None:
-    assert [*PARAMETERS] == [*SIZES]
-    for size, expected in PARAMETERS.items():
-        with torch.device("meta"):  # shapes alone
-            model = Scent(Scent.Config(horizon=10, mode="paper", size=size), worlds.torus_info())  # type: ignore[arg-type]
-        assert sum(p.numel() for p in model.parameters()) == expected, size
-
-
-def test_the_number_of_parameters_by_hand() -> None:
-    """m5 without CEN and CN: eight blocks of width d = 256, their projections, feed-forwards of factor 4 and norms."""
-    d, place, clock, values = 256, 2 * 2 * 32 + 2, 2 * 16 + 1, 32
-    block = 4 * d * d + d + (8 * d * d + 8 * d) + (4 * d * d + d) + 2 * 2 * d
-    encoder = (values + clock + place) * d + d + clock * d + 128 * d + (block + 2 * d) + 6 * block
-    decoder = place * d + (clock * d + d) + 2 * d + (block + 2 * d) + (d + 1)
-    model = Scent(Scent.Config(horizon=10, mode="paper", cen_layers=0, cn_layers=0), worlds.torus_info())
-    assert sum(p.numel() for p in model.parameters()) == encoder + decoder
-
-
-def test_a_size_fills_in_what_is_not_given() -> None:
-    small = Scent.Config(horizon=4, size="m1")
-    assert (small.width, small.heads, small.latents, small.processor_layers, small.ffn_factor) == (64, 4, 64, 3, 2)
-    assert Scent.Config(horizon=4, size="m1", latents=32).model_dump() == {**small.model_dump(), "latents": 32}
-    assert Scent.Config(horizon=4) == Scent.Config(horizon=4, size="m5")
-    with pytest.raises(ValidationError, match="size"):
-        Scent.Config(horizon=4, size="m8")  # type: ignore[arg-type]
+# ---- features and anchors
 
 
 def test_fourier_features_by_hand() -> None:

@@ -307,7 +307,7 @@ def test_what_cannot_be_made_says_why(tmp_path: Path, change: dict[str, Any], ro
         ({"layout": {"strategy": "all"}}, "either `network`"),
         ({"calendar": ["week"]}, "calendar: unknown week"),
         ({"network": {"sectors": 8}}, "sectors needs u10 and v10 among the covariates, found t2m"),
-        ({"network": {"covariates": [], "known_ahead": True}}, "known_ahead needs covariates"),
+        ({"network": {"covariates": [], "known_ahead": True}}, "known_ahead says that covariates are known ahead, and there are none"),
     ],
 )
 def test_params_that_make_no_sense(change: dict[str, Any], message: str) -> None:

@@ -12,7 +12,20 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from pipeline import baselines, epidemic, evaluate, gaussian_process, params, scores, sensors, simulate, subsample, trajectories, validate
+from pipeline import (
+    baselines,
+    epidemic,
+    evaluate,
+    gaussian_process,
+    oracle,
+    params,
+    scores,
+    sensors,
+    simulate,
+    subsample,
+    trajectories,
+    validate,
+)
 from pipeline.batches import TrainingBatches, Windows
 from pipeline.cases import CONTEXT_SENSOR, HELD_SENSOR, cases
 from pipeline.gaussian_process import Process, great_circle, rotated
@@ -315,10 +328,32 @@ def test_a_run_is_scored_on_another_dataset_of_its_kind_by_name_and_baselines_on
     assert set(scores.read(tmp_path / "floors").about["models"]) == {"climatology", "oracle"}
 
 
+SPACE_AND_TIME = {**PLANE, "kernel": "gneiting", "boxes": [[-1, 1]], "frames": 6, "points": 24}
+
+
+def test_the_oracle_knows_as_many_frames_as_any_baseline(tmp_path: Path) -> None:
+    dataset = made(tmp_path, SPACE_AND_TIME, tasks={"context": [4, 9]}, cases={"horizon": 1}, scale={})
+    (tmp_path / "runs").mkdir()
+    for name, frames in (("long", 4), ("short", 1)):  # the one with less context is scored last
+        windows = {"context_frames": frames, "max_lead": 1, "batch": 8, "context_points": [4, 9]}
+        fit = {"steps": 1, "windows": windows, "fit": {"climatology": {}}}
+        fitted = params.validated(fit, baselines.params_model("gp"), "baselines.gp")
+        baselines.run(fitted, "gp", sensors=tmp_path / "gp.zarr", out=tmp_path / name)
+        (tmp_path / name / "climatology").rename(tmp_path / "runs" / name)
+    how = evaluate.Params(leads=(1,), batch=8, cases=8, bootstrap={"draws": 100, "run": 1, "seed": 0})
+    evaluate.run(how, "gp", "baselines", sensors=tmp_path / "gp.zarr", run=tmp_path / "runs", out=tmp_path / "scores")
+    table = scores.read(tmp_path / "scores")
+    assert table.about["models"]["oracle"]["context_frames"] == 4
+    found = table.select(metric="nll", stratum="held_out", model="oracle")["value"].item()
+    truth = oracle.of_dataset(dataset)
+    assert truth is not None
+    by_frames = {n: evaluate.score(dataset, truth, n, "oracle", {"role": "baseline"}, how)[0] for n in (1, 4)}
+    nll = {n: one.select(metric="nll", stratum="held_out")["value"].item() for n, one in by_frames.items()}
+    assert found == nll[4] < nll[1]
+
+
 def test_space_and_time_tasks_ask_the_next_frame(tmp_path: Path) -> None:
-    simulation = {**PLANE, "kernel": "gneiting", "boxes": [[-1, 1]], "frames": 6, "points": 24}
-    tasks = {"context": [4, 9]}
-    dataset = made(tmp_path, simulation, tasks=tasks, cases={"horizon": 1}, scale={})
+    dataset = made(tmp_path, SPACE_AND_TIME, tasks={"context": [4, 9]}, cases={"horizon": 1}, scale={})
     assert dataset.n_frames == 80 * 6
     assert dataset["trajectory/parameter"].shape == (80, 9)
     part = next(cases(dataset, "test", 4, [1], 8))

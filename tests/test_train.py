@@ -20,7 +20,7 @@ from models import registry
 from pipeline import runs, sensors, train, training_loop
 from pipeline.params import ParamsError, load, validated
 from pipeline.phase import Phase
-from pipeline.training_data import TrainingData
+from pipeline.training_data import Backgrounds, TrainingData
 from tests import worlds
 
 SETTINGS: dict[str, Any] = {
@@ -208,7 +208,7 @@ def test_a_gradient_is_followed_as_far_as_epsilon_lets_it(tiny: None, epsilon: f
     """The first step of Adam is learning_rate x g / (|g| + epsilon), here with g = 1e-11."""
     network = registry.load("tiny")(registry.load("tiny").Config(width=8), worlds.waves().info)
     phase = Phase.model_validate({**SETTINGS["phases"]["fit"], "epsilon": epsilon, "weight_decay": 0.0, "warm_up": 0.0})
-    optimizer = training_loop.Training(network, phase, TrainingData(worlds.waves(), None, phase, 0), (0,)).configure_optimizers()[
+    optimizer = training_loop.Training(network, phase, TrainingData(worlds.waves(), Backgrounds(), phase, 0), (0,)).configure_optimizers()[
         "optimizer"
     ]
     before = [p.detach().clone() for p in network.parameters()]
@@ -228,7 +228,7 @@ def test_only_held_out_validation_sensors_choose_the_weights(tiny: None, tmp_pat
     """The test sensor of the station world never enters training or validation batches."""
     dataset = worlds.stations()
     settings = {**SETTINGS["phases"]["fit"], "windows": {"batch": 4, "max_lead": 3, "context_frames": 2, "hide": 2}}
-    data = TrainingData(dataset, None, validated(settings, Phase, "train.stations.tiny.phases.fit"), seed=3)
+    data = TrainingData(dataset, Backgrounds(), validated(settings, Phase, "train.stations.tiny.phases.fit"), seed=3)
     asked = {int(s) for batch in data.validation() for s in batch.query.sensor.unique()}
     held_test = int((dataset["sensor/role"] == sensors.HELD_TEST).nonzero()[0][0])
     assert held_test not in asked

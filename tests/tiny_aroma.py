@@ -30,8 +30,4 @@ def built(about: DatasetInfo | None = None, seed: int = 0, dtype: torch.dtype = 
     """A small model whose zero layers are not zero."""
     torch.manual_seed(seed)
     model = Aroma(Aroma.Config(**{**SMALL, **changes}), about or worlds.torus_info()).to(dtype).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.3)
-    return model
+    return worlds.stirred(model)

@@ -28,11 +28,7 @@ TINY: dict[str, Any] = {
 def built(info: DatasetInfo | None = None, zero_head: bool = False, seed: int = 0, **changes: Any) -> Scent:
     torch.manual_seed(seed)
     model = Scent(Scent.Config(**{**TINY, **changes}), info or worlds.torus_info()).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if not zero_head and not parameter.any():
-                parameter.normal_(std=0.3)
-    return model
+    return model if zero_head else worlds.stirred(model)
 
 
 def a_batch(info: DatasetInfo | None = None, **sizes: int) -> FieldBatch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -10,6 +11,8 @@ import xarray as xr
 
 from models.contract import DatasetInfo, FieldBatch, Frames
 from pipeline import fields, sensors
+
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 def wave(position: np.ndarray, time: np.ndarray, phase: float = 0.0) -> np.ndarray:
@@ -156,3 +159,12 @@ def write_field(field: xr.Dataset, path: Path) -> None:
         ordered = array.transpose(*(dim for dim in fields.DIMS if dim in array.dims))
         for start in range(0, len(ordered), length):
             fields.write_block(path, str(name), start, ordered[start : start + length].values)
+
+
+def stirred(model: Module, std: float = 0.3) -> Module:
+    """The model with what starts at zero drawn at random, so that its answers depend on everything."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=std)
+    return model

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from models.contract import DatasetInfo, Frames
+from models.contract import Frames
 
 _CHUNK = 4096  # points solved at a time: bounds the memory of the weights
 
@@ -101,12 +101,6 @@ def fixed_only(context: Frames) -> Frames:
     """The same frames without what moving sensors reported."""
     assert context.sensor is not None
     return replace(context, mask=context.mask & (context.sensor >= 0))
-
-
-def check_fixed(needed: bool, info: DatasetInfo) -> None:
-    """A baseline that leaves moving sensors out needs fixed ones."""
-    if needed and not info.n_sensors:
-        raise ValueError(f"ignore_moving is set, but {info.name} has no fixed sensor: nothing would be left to interpolate")
 
 
 def alike(tensors: list[Tensor]) -> list[list[int]]:

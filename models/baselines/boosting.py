@@ -75,7 +75,9 @@ class Boosting(Fitted):
             cut = Rows(*(getattr(rows, field.name)[valid] for field in fields(Rows)))
             parts[number % self.config.held == self.config.held - 1].append((cut, answer - cut.reference))
         if not parts[0] or not parts[1] or not sum(len(change) for _, change in parts[0]):
-            raise ValueError(f"{self.info.name}: boosting needs at least {self.config.held} training batches with answered questions")
+            raise ValueError(
+                f"{self.info.name}: boosting needs at least {self.config.held} training batches with answered questions: raise `steps`"
+            )
         (feature, change, lead), (held, held_change, held_lead) = (self._joined(part) for part in parts)
         size = by_lead(torch.from_numpy(change).square(), torch.from_numpy(lead)).sqrt().clamp(min=FLOOR)
         self._state = {"size": size}

@@ -11,7 +11,19 @@ from models.baselines.per_case import Case, PerCase, certain
 from models.contract import DatasetInfo
 
 
-class CaseForest(PerCase):
+class CaseTrees(PerCase):
+    """Subclasses say which model of scikit-learn is fitted to each variable."""
+
+    def model(self) -> RandomForestRegressor | GradientBoostingRegressor:
+        raise NotImplementedError
+
+    def answers(self, case: Case) -> tuple[np.ndarray, np.ndarray]:
+        known, asked = case.scaled()
+        columns = [self.model().fit(known, column).predict(asked) for column in case.value.T]
+        return certain(np.stack(columns, axis=-1))
+
+
+class CaseForest(CaseTrees):
     class Config(BaseModel):
         model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -22,14 +34,11 @@ class CaseForest(PerCase):
         super().__init__(info)
         self.config = config
 
-    def answers(self, case: Case) -> tuple[np.ndarray, np.ndarray]:
-        known, asked = case.scaled()
-        forest = RandomForestRegressor(self.config.trees, random_state=self.config.seed)
-        columns = [forest.fit(known, column).predict(asked) for column in case.value.T]
-        return certain(np.stack(columns, axis=-1))
+    def model(self) -> RandomForestRegressor:
+        return RandomForestRegressor(self.config.trees, random_state=self.config.seed)
 
 
-class CaseBoosting(PerCase):
+class CaseBoosting(CaseTrees):
     class Config(BaseModel):
         model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,8 +49,5 @@ class CaseBoosting(PerCase):
         super().__init__(info)
         self.config = config
 
-    def answers(self, case: Case) -> tuple[np.ndarray, np.ndarray]:
-        known, asked = case.scaled()
-        model = GradientBoostingRegressor(n_estimators=self.config.rounds, random_state=self.config.seed)
-        columns = [model.fit(known, column).predict(asked) for column in case.value.T]
-        return certain(np.stack(columns, axis=-1))
+    def model(self) -> GradientBoostingRegressor:
+        return GradientBoostingRegressor(n_estimators=self.config.rounds, random_state=self.config.seed)

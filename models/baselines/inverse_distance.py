@@ -6,9 +6,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from models.baselines.analysis import Method, check_fixed, fixed_only
+from models.baselines.analysis import Method
 from models.baselines.spatial import ByDistance, by_weights
-from models.contract import DatasetInfo, Frames
+from models.contract import DatasetInfo
 
 
 class InverseDistance(ByDistance):
@@ -20,12 +20,8 @@ class InverseDistance(ByDistance):
         ignore_moving: bool = False
 
     def __init__(self, config: Config, info: DatasetInfo) -> None:
-        super().__init__(info)
+        super().__init__(info, config.ignore_moving)
         self.config = config
-        check_fixed(config.ignore_moving, info)
-
-    def seen(self, context: Frames) -> Frames:
-        return fixed_only(context) if self.config.ignore_moving else context
 
     def method(self) -> Method:
         return by_weights(lambda distance: weights(distance, self.config.exponent, self.config.neighbours))

@@ -25,10 +25,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy.optimize import minimize
 from torch import Tensor
 
-from models.baselines.analysis import Method, check_fixed, embed, fixed_only, separation
+from models.baselines.analysis import Method, embed, separation
 from models.baselines.fitted import FLOOR
 from models.baselines.spatial import Residuals, Spatial
-from models.contract import DatasetInfo, FieldBatch, Frames
+from models.contract import DatasetInfo, FieldBatch
 
 SMOOTHNESS = {"exponential": 0.5, "matern32": 1.5, "matern52": 2.5}
 HEAD = 16  # batches the variogram is taken from
@@ -55,12 +55,8 @@ class Kriging(Spatial):
     parts = ("variance", "length", "nugget", "growth", "sigma")
 
     def __init__(self, config: Config, info: DatasetInfo) -> None:
-        super().__init__(info)
+        super().__init__(info, config.ignore_moving)
         self.config = config
-        check_fixed(config.ignore_moving, info)
-
-    def seen(self, context: Frames) -> Frames:
-        return fixed_only(context) if self.config.ignore_moving else context
 
     def keeps(self, age: Tensor, variance: Tensor) -> Tensor:
         """Without `exact` a reported value is a noisy one, and the analysis that smooths it is the answer."""

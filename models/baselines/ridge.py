@@ -55,7 +55,7 @@ class RidgePropagator(Fitted):
             else:
                 pairs.append(self._pairs(batch))
         if not pairs or not held:
-            raise ValueError(f"{self.info.name}: the ridge propagator needs at least {self.config.held} training batches")
+            raise ValueError(f"{self.info.name}: the ridge propagator needs at least {self.config.held} training batches: raise `steps`")
         lead, start, end = (torch.cat(tensors) for tensors in zip(*pairs, strict=True))
         self._state["maps"] = self._maps(lead, start, end)
         length = len(self._state["maps"])

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.baselines.analysis import Analysis, Method, analyse, last_reported
+from models.baselines.analysis import Analysis, Method, analyse, fixed_only, last_reported
 from models.baselines.fitted import FLOOR, Fitted, along, by_lead
-from models.contract import FieldBatch, FieldPrediction, Frames
+from models.contract import DatasetInfo, FieldBatch, FieldPrediction, Frames
 
 _ROWS = 4096  # about so many residuals are taken of a batch
 _ENOUGH = 100_000  # no further batch is looked at with so many
@@ -35,11 +35,17 @@ class Residuals:
 
 
 class Spatial(Fitted):
-    """Predicts the analysis of the last frame at every lead. Subclasses say what is seen, how it is weighed and how sure that is."""
+    """Predicts the analysis of the last frame at every lead. Subclasses say how what is seen is weighed and how sure that is."""
+
+    def __init__(self, info: DatasetInfo, ignore_moving: bool = False) -> None:
+        super().__init__(info)
+        if ignore_moving and not info.n_sensors:
+            raise ValueError(f"ignore_moving is set, but {info.name} has no fixed sensor: nothing would be left to interpolate")
+        self.ignore_moving = ignore_moving
 
     def seen(self, context: Frames) -> Frames:
         """The observations the analysis rests on."""
-        return context
+        return fixed_only(context) if self.ignore_moving else context
 
     def method(self) -> Method:
         raise NotImplementedError

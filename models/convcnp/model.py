@@ -69,11 +69,6 @@ class ConvCnp(Gridded):
             return grid
         return Grid(grid.start + _middle(context).to(grid.start.dtype), grid.step, grid.nodes, grid.period)
 
-    def process(self, x: Tensor, lead: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x, lead)
-        return x
-
 
 class Block(nn.Module):
     """x + depthwise(relu(norm(separable(relu(norm x))))), then a pointwise map. x [R,G,...,G,d]; zeros lie beyond a plane."""

@@ -69,11 +69,6 @@ class Fno(Gridded):
             return None
         return torch.stack(torch.meshgrid(*grid.axes[0], indexing="ij"), -1).unsqueeze(0)
 
-    def process(self, x: Tensor, lead: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x, lead)
-        return x
-
 
 class Block(nn.Module):
     """gelu(K x + W x), K a spectral convolution; with `channel_mlp` then gelu(MLP(that) + g * x). The last block ends without a gelu."""

@@ -142,7 +142,7 @@ class Params(Section):
     @model_validator(mode="after")
     def _one_place(self) -> Params:
         if bool(self.files) == bool(self.url):
-            raise ValueError("give either files or url")
+            raise ValueError(f"give either files or url, found {'both' if self.files else 'neither'}")
         if self.url and (self.box is None or self.period is None):
             raise ValueError("a url needs a box and a period: the stores are global, decades long and read in whole-globe hours")
         if self.period and _utc(self.period[1]) < _utc(self.period[0]):

@@ -63,7 +63,8 @@ def field(params: Params, raw: Path, out: Path) -> dict[str, Any]:
     features = _features(raw / "meta.json", [POSITION, *(theirs.partition(":")[0] for theirs in params.variables.values())])
     sizes = [(part.role, len(_array(record, POSITION, features)[0])) for part, record in _records(params, raw)]
     if not sizes:
-        raise ValueError("the parts hold no trajectory")
+        listed = ", ".join(f"{part.file} {list(part.trajectories)}" for part in params.parts)
+        raise ValueError(f"the parts hold no trajectory: {listed}; name [first, last) trajectories that their files have")
     largest = max(size for _, size in sizes)
     path = out / "field.zarr"
     for number, (_, record) in enumerate(_records(params, raw)):
