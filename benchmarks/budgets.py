@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ ARITHMETIC = 12.5e12  # operations a second: a quarter of 50 TFLOP/s in float32
 BANDWIDTH = 1.0e12  # bytes a second
 LAUNCH = 1.0e-5  # seconds at least for an operation
 STEP = 3.0e-3  # seconds of a step outside the network: optimiser, moving average, logging
-WINDOWS = 4  # that the CPU is asked for
+WINDOWS = 2  # that the CPU is asked for
 
 
 class Meter(TorchDispatchMode):
@@ -76,32 +75,18 @@ def held(tensor: Tensor) -> int:
 
 def main(arguments: list[str]) -> int:
     word = arguments[0] if arguments else "standard"
-    data = Path(arguments[1] if len(arguments) > 1 else "data")
+    data, named = Path(arguments[1] if len(arguments) > 1 else "data") / "sensors", arguments[2:]
     table = Table("dataset", "model", "parameters", "steps", "PFLOP", "minutes", title=f"preset {word}, computed")
-    for key, model in pairs(arguments[2:], data):
-        section: Any = chosen(word, key, model)
-        if section.budget.used == word:
-            table.add_row(key, model, *row(read(data / "sensors" / f"{key}.zarr"), model, section))
+    sections, _ = params.read(Path("params.yaml"), "train")
+    for key, models in sections.items():
+        for model, raw in models.items():
+            presets = {"quick": {}, **raw.pop("presets", {})}
+            wanted = not named or key in named or f"{key}/{model}" in named
+            if wanted and word in presets and (data / f"{key}.zarr").exists():
+                section = params.validated(params.overlaid(raw, presets[word]), train.params_model(key, model), f"train.{key}.{model}")
+                table.add_row(key, model, *row(read(data / f"{key}.zarr"), model, section))
     Console(width=120).print(table)
     return 0
-
-
-def pairs(named: list[str], data: Path) -> Iterator[tuple[str, str]]:
-    """Pairs of dataset and model with a section, of those named as DATASET or DATASET/MODEL (all, where none is), whose dataset is there."""
-    whole, _ = params.read(Path("params.yaml"), "train")
-    for key, models in whole.items():
-        if (data / "sensors" / f"{key}.zarr").exists():
-            yield from ((key, model) for model in models if not named or key in named or f"{key}/{model}" in named)
-
-
-def chosen(word: str, key: str, model: str) -> train.Params:
-    """The section of a pair under a preset that need not be the one params.yaml asks for."""
-    raw, _ = params.read(Path("params.yaml"), f"train.{key}")
-    presets = raw[model].get("presets", {})
-    quick = {name: value for name, value in raw[model].items() if name != "presets"}
-    section = params.validated(params.overlaid(quick, presets.get(word, {})), train.params_model(key, model), f"train.{key}.{model}")
-    section._budget = params.Budget(word, word if word in presets or word == "quick" else "quick")
-    return section
 
 
 def row(dataset: SensorDataset, model: str, section: train.Params) -> tuple[str, str, str, str]:
@@ -122,7 +107,9 @@ def row(dataset: SensorDataset, model: str, section: train.Params) -> tuple[str,
 
 def step(network: Any, name: str, phase: Phase, dataset: SensorDataset, background: bool) -> tuple[float, float]:
     """Operations and seconds of one optimiser step."""
-    windows = phase.windows.model_copy(update={"batch": min(WINDOWS, phase.windows.batch), "trajectories": phase.windows.trajectories and 1})
+    windows = phase.windows.model_copy(
+        update={"batch": min(WINDOWS, phase.windows.batch), "trajectories": phase.windows.trajectories and 1}
+    )
     batch: FieldBatch | EncodedFrames = TrainingBatches(dataset, windows, seed=0)[0]
     assert isinstance(batch, FieldBatch)
     if background:
@@ -132,7 +119,11 @@ def step(network: Any, name: str, phase: Phase, dataset: SensorDataset, backgrou
         with torch.no_grad():
             batch = network.encode(batch)
     share = windows.batch / phase.windows.batch
-    with Meter(1 / share) as meter, sdpa_kernel(SDPBackend.MATH), mock.patch.dict(biased_attention._TILE, cpu=int(biased_attention._LARGE * share)):
+    with (
+        Meter(1 / share) as meter,
+        sdpa_kernel(SDPBackend.MATH),
+        mock.patch.dict(biased_attention._TILE, cpu=int(biased_attention._LARGE * share)),
+    ):
         network.terms(batch)["loss"].backward()
     network.zero_grad(set_to_none=True)
     return phase.accumulate * meter.operations, phase.accumulate * meter.seconds + STEP

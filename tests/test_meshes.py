@@ -136,7 +136,9 @@ def test_the_sections_of_params_lead_from_a_mirror_to_training(tmp_path: Path) -
     """Files as DeepMind lays them out, through fetch and every stage up to a step of each phase of each model."""
     frames, mirror, rng = 150, tmp_path / "mirror" / "meshes", np.random.default_rng(1)
     mirror.mkdir(parents=True)
-    features = {name: {**one, "shape": [frames if one["type"] == "dynamic" else 1, *one["shape"][1:]]} for name, one in META["features"].items()}
+    features = {
+        name: {**one, "shape": [frames if one["type"] == "dynamic" else 1, *one["shape"][1:]]} for name, one in META["features"].items()
+    }
     (mirror / "meta.json").write_text(json.dumps({"trajectory_length": frames, "features": features}))
     for name, sizes in {"train": (90, 70), "valid": (80,), "test": (60,)}.items():
         arrays = [((1, n, 2), (frames, n, 2), (frames, n, 1)) for n in sizes]

@@ -1,4 +1,4 @@
-"""Every preset of `train` goes with the data of the same preset: its model can be built, and its windows and cases fit into a trajectory."""
+"""Every preset of `train` goes with the data of the same preset: its model can be built, its windows and cases fit into a trajectory."""
 
 from __future__ import annotations
 
