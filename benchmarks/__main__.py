@@ -27,6 +27,7 @@ RUNS = (
     ("fno",),
     ("convcnp",),
     ("training_share",),
+    ("budgets",),
     ("unrolling", "50", "ns_s5"),
     ("overhead",),
 )

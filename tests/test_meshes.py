@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import struct
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import numpy as np
 import pytest
+import torch
+import yaml
 
-from pipeline import check_field, fields, ingest, params, raw, sources, subsample, validate
+from models import registry
+from pipeline import baselines, check_field, fetch, fields, ingest, params, raw, sources, subsample, train, validate
 from pipeline import sensors as sensor_data
 from pipeline.batches import TrainingBatches, Windows
 from pipeline.cases import cases
 from pipeline.sources import meshes
+from tests.imports import ROOT
 
 T = 5
 SIZES = (30, 24, 27)
@@ -58,13 +63,14 @@ def record(features: dict[str, bytes]) -> bytes:
     return length + checksum(length) + payload + checksum(payload)
 
 
+def flow(place: np.ndarray, speed: np.ndarray, pressure: np.ndarray) -> bytes:
+    return record({"cells": b"\0" * 12, "mesh_pos": place.tobytes(), "velocity": speed.tobytes(), "pressure": pressure.tobytes()})
+
+
 def drop(folder: Path, **changes: Any) -> Path:
     folder.mkdir()
     (folder / "meta.json").write_text(json.dumps({**META, **changes}))
-    records = [
-        record({"cells": b"\0" * 12, "mesh_pos": p.tobytes(), "velocity": v.tobytes(), "pressure": q.tobytes()})
-        for p, v, q in zip(PLACES, SPEEDS, PRESSURES, strict=True)
-    ]
+    records = [flow(*arrays) for arrays in zip(PLACES, SPEEDS, PRESSURES, strict=True)]
     (folder / "train.tfrecord").write_bytes(b"".join(records[:2]))
     (folder / "valid.tfrecord").write_bytes(records[2])
     return folder
@@ -124,6 +130,51 @@ def test_meshes_pass_the_line_as_tasks(tmp_path: Path) -> None:
     assert batch.query.mask.any(-1).all()
     case = next(cases(dataset, "test", 1, (0, 2), 8))
     assert case.batch.query.mask[0, 1].sum() >= 17  # what is not seen in that frame, of 27
+
+
+def test_the_sections_of_params_lead_from_a_mirror_to_training(tmp_path: Path) -> None:
+    """Files as DeepMind lays them out, through fetch and every stage up to a step of each phase of each model."""
+    frames, mirror, rng = 150, tmp_path / "mirror" / "meshes", np.random.default_rng(1)
+    mirror.mkdir(parents=True)
+    features = {
+        name: {**one, "shape": [frames if one["type"] == "dynamic" else 1, *one["shape"][1:]]} for name, one in META["features"].items()
+    }
+    (mirror / "meta.json").write_text(json.dumps({"trajectory_length": frames, "features": features}))
+    for name, sizes in {"train": (90, 70), "valid": (80,), "test": (60,)}.items():
+        arrays = [((1, n, 2), (frames, n, 2), (frames, n, 1)) for n in sizes]
+        (mirror / f"{name}.tfrecord").write_bytes(b"".join(flow(*(rng.normal(size=s).astype("<f4") for s in shapes)) for shapes in arrays))
+    key, paths = "cylinder_mesh", {name: tmp_path / name for name in ("raw", "ingested", "checked", "sensors", "baselines")}
+    whole = yaml.safe_load((ROOT / "params.yaml").read_text())
+
+    def chosen(stage: Any, *keys: str) -> Any:
+        raw = whole[stage.__name__.rpartition(".")[2]]
+        for name in keys:
+            raw = raw[name]
+        return params.validated({k: v for k, v in raw.items() if k != "presets"}, stage.params_model(*keys), ".".join(keys))
+
+    settings = params.validated(whole["fetch"], fetch.Params, "fetch")
+    fetch.fetch("meshes", paths["raw"], settings, mirror=str(tmp_path / "mirror"), now=datetime(2026, 1, 1, tzinfo=UTC))
+    ingest.run(chosen(ingest, key), key, raw=paths["raw"], out=paths["ingested"])
+    validate.run(chosen(validate, key), key, ingested=paths["ingested"], out=paths["checked"])
+    subsample.run(chosen(subsample, key), key, ingested=paths["ingested"], checked=paths["checked"], out=paths["sensors"])
+    dataset = sensor_data.read(paths["sensors"])
+    assert dataset.n_frames == 4 * 15
+    roles = np.split(np.asarray(dataset["obs/role"]), np.asarray(dataset["frame/obs_start"])[1:-1])
+    assert [int((role != sensor_data.ASKED).sum()) for role in roles[30:]] == [20] * 30  # sensors of validation and test
+    fitted = chosen(baselines, key)
+    baselines.run(fitted.model_copy(update={"steps": 2}), key, sensors=paths["sensors"], out=paths["baselines"])
+    for model in whole["train"][key]:
+        section = chosen(train, key, model)
+        network = registry.load(model)(section.model, dataset.info)
+        for name, phase in section.phases:
+            network.begin(name)
+            batch = TrainingBatches(dataset, phase.windows.model_copy(update={"batch": 2}), seed=0)[0]
+            assert batch.context.mask.sum(-1).eq(20).all()
+            loss = network.terms(batch)["loss"]
+            loss.backward()
+            assert torch.isfinite(loss)
+        asked = next(cases(dataset, "test", 1, (0, 10), 8)).batch
+        assert torch.isfinite(network.eval().predict(asked.context, asked.query).mean[asked.query.mask]).all()
 
 
 @pytest.mark.parametrize(

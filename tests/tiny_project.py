@@ -18,7 +18,7 @@ TINY: Mapping[str, Any] = {
     "datasets": ["ns"],
     "models": ["scent"],
     "source_of": {"ns": "ns"},
-    "ingest": {},
+    "ingested": {},
     "validated": ["ns"],
     "fetch": {"sources": []},
     "simulate.ns": {"grid": 16, "frames": 10, "trajectories": 12, "validation_trajectories": 3, "test_trajectories": 6},

@@ -42,7 +42,8 @@ Metric = Literal["euclidean", "great_circle", "elapsed"]
 Backend = Literal["dense", "tiled", "flex"]
 
 START: dict[Form, tuple[float, ...]] = {"rbf": (1, 1), "exponential": (1, 1), "tisa": (1, 1, 0), "scalar": (-1,)}  # a, b, c of every basis
-_TILE = 1 << 17  # logits in a tile: it stays in a core's cache
+_TILE = {"cpu": 1 << 17}  # logits in a tile: it stays in a core's cache
+_LARGE = 1 << 25  # elsewhere, where launching an operation takes longer than a small tile
 _FEWEST = 32  # queries of a tile that are read together, however many keys there are
 _FLEX_BLOCK = 1024  # queries that `flex` answers at once; its keys come in multiples of that
 _FAINT = -40.0  # an exponent whose exponential counts as nothing; its products with small gradients must not be denormal, ten times as slow
@@ -149,9 +150,10 @@ def biased_attention(
     weights = [w for group in groups for w in group.weights]
     r, h, s, _, _ = q.shape
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *weights))
+    room = _TILE.get(q.device.type, _LARGE)
     if not learns and q.dtype == _precise(q):
-        return _fused(q, k, v, mask, groups, ghost, tile or max(_FEWEST, _TILE // (r * h * (k.shape[2] + 1))))
-    side = tile or max(32, math.isqrt(_TILE // (r * h)))
+        return _fused(q, k, v, mask, groups, ghost, tile or max(_FEWEST, room // (r * h * (k.shape[2] + 1))))
+    side = tile or max(32, math.isqrt(room // (r * h)))
     out: Tensor = _Tiled.apply(q, k, v, mask, tuple(groups), ghost, (max(1, side // s), side), *weights)
     return out
 
