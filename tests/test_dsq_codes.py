@@ -189,7 +189,7 @@ def test_frames_of_latents_continue_as_in_the_whole_pass() -> None:
 
 def test_at_the_start_all_codes_are_alike_and_one_sequence_can_be_learnt() -> None:
     torch.manual_seed(0)
-    forecaster = IndexTransformer(256, 4, 7, 32, 2, 2, 0.0)
+    forecaster = IndexTransformer(256, 4, 7, 32, 2, 2, 0.0, whole=False)
     codes, clock = torch.randint(0, 256, (1, 5, 4)), torch.randn(1, 5, 7)
 
     def entropy() -> Tensor:
