@@ -13,7 +13,8 @@ fit a CPU's patience, so both sides get 128 hidden channels, 256 codes of 64, an
     predict    their stage 3, 2 sequences of 11 frames; theirs also decodes the field, which it only logs; ours also encodes the sensors
     forecast   20 frames from one, at 512 points each
 
-`regress` is the released time model on our side; `index`, code by code, and `frame`, 16 codes at once, are ours. A training step is the loss, backward and AdamW.
+On our side `regress` is the released time model, `index` foresees codes one by one and `frame` all 16 of a frame at once. A training step
+is the loss, backward and AdamW.
 """
 
 from __future__ import annotations
