@@ -9,8 +9,8 @@ Rows, each the mean over cases of the relative squared error of a frame at all p
     VQ floor            the codes that the teacher finds in the frame itself, decoded: no forecast of codes can be better but by luck
     teacher             the same without codes: what coding costs is the difference
 
-To compare the heads, train a second run with `model.head: regress` in its section: the phases before `predict` do not depend on the head,
-so floors agree where seeds and budgets do. The teacher sees as many points of a frame as in training, the first of an even spread.
+To compare the heads, train a second run with `model.head: frame` or `regress` in its section: the phases before `predict` do not depend on
+the head, so floors agree where seeds and budgets do. The teacher sees as many points of a frame as in training, the first evenly spread.
 """
 
 from __future__ import annotations

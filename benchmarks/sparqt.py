@@ -13,7 +13,8 @@ fit a CPU's patience, so both sides get 128 hidden channels, 256 codes of 64, an
     predict    their stage 3, 2 sequences of 11 frames; theirs also decodes the field, which it only logs; ours also encodes the sensors
     forecast   20 frames from one, at 512 points each
 
-`regress` is the released time model on our side, `index` ours. A training step is the loss, backward and AdamW.
+On our side `regress` is the released time model, `index` foresees codes one by one and `frame` all 16 of a frame at once. A training step
+is the loss, backward and AdamW.
 """
 
 from __future__ import annotations
@@ -117,5 +118,5 @@ def peer_module(folder: Path) -> ModuleType:
 if __name__ == "__main__":
     title = f"DSQ: {FRAMES} x {POINTS} points; {SEQUENCES} x {LENGTH} frames; {AHEAD - 1} frames ahead"
     peer = sides.Peer("released", {"SPARQT": "a checkout of wznwznwzn123/SparQT"}, released)
-    heads = {f"ours, {head}": partial(ours, head) for head in ("regress", "index")}
+    heads = {f"ours, {head}": partial(ours, head) for head in ("regress", "index", "frame")}
     raise SystemExit(sides.compare("sparqt", title, "points", POINTS_OF, peer, heads))

@@ -16,7 +16,8 @@ from models.dsq.model import Dsq
 from tests import worlds
 from tests.tiny_dsq import PLANE, a_batch, built, count
 
-HEADS = [{}, {"mode": "paper"}, {"head": "regress"}]
+HEADS = [{"head": "index"}, {"mode": "paper"}, {"head": "frame"}, {"head": "regress"}]
+CODES_AHEAD = pytest.mark.parametrize("head", ["index", "frame"])  # the heads that foresee codes
 
 
 # ---- sizes
@@ -24,13 +25,13 @@ HEADS = [{}, {"mode": "paper"}, {"head": "regress"}]
 
 def test_parameters_of_the_default_and_the_released_setting() -> None:
     with torch.device("meta"):
-        ours = Dsq(Dsq.Config(), PLANE)
+        ours, code_by_code = Dsq(Dsq.Config(), PLANE), Dsq(Dsq.Config(head="index"), PLANE)
         released = Dsq(Dsq.Config(mode="released"), PLANE)
         wide = Dsq(Dsq.Config(mode="released", hidden=4096), PLANE)
     assert (count(ours.encoder), count(ours.decoder)) == (133_152, 22_993)
     codebook = ours.coder.quantizer.code.numel()
     assert count(ours.coder) + codebook == 770_672
-    assert 10.5e6 < count(ours.forecaster) < 11.5e6
+    assert 10.5e6 < count(ours.forecaster) == count(code_by_code.forecaster) < 11.5e6
     assert count(released.coder) == 119_677_488
     assert count(wide.coder) == 448_938_544
     forecaster = released.forecaster
@@ -58,7 +59,7 @@ WRONG = [
     ({"codes_per_frame": 8}, "do not halve"),
     ({"width": 385}, "width 385"),
     ({"members": 4}, "members is 4"),
-    ({"head": "regress", "soft_decode": True}, "head regress has no probabilities"),
+    ({"head": "regress", "soft_decode": True}, "heads index and frame: head regress has no probabilities"),
     ({"head": "regress", "temperature": 1.0}, "head regress has no probabilities"),
     ({"code": 3}, "code"),
 ]
@@ -230,31 +231,33 @@ def test_fractional_and_past_leads_are_refused(lead: float) -> None:
         built().predict(batch.context, worlds.ahead(batch, lead))
 
 
-def test_draws_repeat_and_cold_ones_are_greedy() -> None:
+@CODES_AHEAD
+def test_draws_repeat_and_cold_ones_are_greedy(head: str) -> None:
     batch = a_batch(s=4)
-    greedy = built().predict(batch.context, batch.query)
+    greedy = built(head=head).predict(batch.context, batch.query)
     assert greedy.samples is None
-    cold = built(temperature=1e-6, members=2).predict(batch.context, batch.query)
+    cold = built(head=head, temperature=1e-6, members=2).predict(batch.context, batch.query)
     assert cold.samples is not None
     torch.testing.assert_close(cold.samples, greedy.mean.expand(2, -1, -1, -1, -1))
-    warm = built(temperature=2.0, members=3).predict(batch.context, batch.query)
-    assert torch.equal(built(temperature=2.0, members=3).predict(batch.context, batch.query).mean, warm.mean)
-    assert not torch.equal(built(temperature=2.0, members=3, seed=1).predict(batch.context, batch.query).mean, warm.mean)
+    warm = built(head=head, temperature=2.0, members=3).predict(batch.context, batch.query)
+    assert torch.equal(built(head=head, temperature=2.0, members=3).predict(batch.context, batch.query).mean, warm.mean)
+    assert not torch.equal(built(head=head, temperature=2.0, members=3, seed=1).predict(batch.context, batch.query).mean, warm.mean)
     assert warm.samples is not None
     assert warm.samples.shape == (3, 3, 4, 15, 1)
     torch.testing.assert_close(warm.samples.mean(0), warm.mean)
     torch.testing.assert_close(warm.samples[0, :, 0], warm.samples[1, :, 0])  # frame 0 is given
     assert (warm.samples[0, :, 1:] - warm.samples[1, :, 1:]).abs().max() > 1e-6
-    one = built(temperature=2.0, members=3).predict(first(batch.context), first(batch.query))
+    one = built(head=head, temperature=2.0, members=3).predict(first(batch.context), first(batch.query))
     torch.testing.assert_close(one.mean, warm.mean[:1], atol=1e-9, rtol=0)
 
 
-def test_soft_decoding_means_over_the_codes() -> None:
+@CODES_AHEAD
+def test_soft_decoding_means_over_the_codes(head: str) -> None:
     batch = a_batch()
-    hard, soft = built().predict(batch.context, batch.query).mean, built(soft_decode=True).predict(batch.context, batch.query).mean
+    hard, soft = (built(head=head, soft_decode=soft).predict(batch.context, batch.query).mean for soft in (False, True))
     torch.testing.assert_close(soft[:, 0], hard[:, 0], atol=1e-9, rtol=0)
     assert (soft[:, 1:] - hard[:, 1:]).abs().max() > 1e-6
-    sure = built(soft_decode=True)
+    sure = built(head=head, soft_decode=True)
     with torch.no_grad():  # certain of one code: soft is hard
         sure.forecaster.head.weight.zero_()  # type: ignore[union-attr]
         sure.forecaster.head.bias[3] = 1e3  # type: ignore[union-attr]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.dsq.frame_transformer import IndexTransformer, RegressTransformer
+from models.dsq.frame_transformer import CausalTransformer, IndexTransformer, RegressTransformer
 from models.dsq.latent_codes import LatentCodes
 from models.dsq.model import Dsq
 from models.dsq.quantizer import Quantizer, perplexity, usage
@@ -152,26 +152,49 @@ def test_latents_and_features_have_their_shapes_and_the_mean_is_not_coded() -> N
 # ---- transformer of indices
 
 
-def test_logits_depend_on_earlier_codes_alone() -> None:
-    forecaster, codes, clock = some_codes(built())
+@pytest.mark.parametrize("head", ["index", "frame"])
+def test_logits_depend_on_earlier_codes_alone(head: str) -> None:
+    """Every code of an earlier frame counts, so codes of a frame see each other; those of the frame itself only code by code."""
+    forecaster, codes, clock = some_codes(built(head=head))
     before = forecaster(codes, clock)
     assert before.shape == (3, 2, 4, 12)
     for frame, place in ((0, 0), (0, 3), (1, 0), (1, 2), (2, 1)):
         other = codes.clone()
         other[:, frame, place] = (other[:, frame, place] + 1) % 12
         moved = (forecaster(other, clock) - before).abs().amax((0, 3)).flatten() > 1e-9  # [K*G]
-        position = (frame - 1) * 4 + place
-        assert not moved[: max(0, position + 1)].any()
-        assert moved[max(0, position + 1) :].all()
+        first = (frame - 1) * 4 + place + 1 if head == "index" else frame * 4  # that may depend on it
+        assert not moved[: max(0, first)].any()
+        assert moved[max(0, first) :].all()
 
 
-def test_decoding_with_kept_keys_equals_the_whole_pass() -> None:
-    forecaster, codes, clock = some_codes(built(), frames=6)
-    out, likely = forecaster.continued(codes[:, 0], clock, lambda logits: logits.argmax(-1))
+@pytest.mark.parametrize(("head", "asked"), [("index", 20), ("frame", 5)])
+def test_decoding_with_kept_keys_equals_the_whole_pass(head: str, asked: int) -> None:
+    forecaster, codes, clock = some_codes(built(head=head), frames=6)
+    steps = []
+
+    def choose(logits: Tensor) -> Tensor:
+        steps.append(logits.shape)
+        return logits.argmax(-1)
+
+    out, likely = forecaster.continued(codes[:, 0], clock, choose)
+    assert steps == [(3, 20 // asked, 12)] * asked
     assert torch.equal(out[:, 0], codes[:, 0])
     logits = forecaster(out, clock)
     torch.testing.assert_close(likely, logits.softmax(-1), atol=1e-10, rtol=0)
     assert torch.equal(out[:, 1:], logits.argmax(-1))
+    alone, none = forecaster.continued(codes[:, 0], clock[:, :1], choose)
+    assert torch.equal(alone, codes[:, :1])
+    assert none.shape == (3, 0, 4, 12)
+
+
+@pytest.mark.parametrize("group", [1, 4])
+def test_what_comes_out_of_the_transformer_does_not_depend_on_where_it_is_cut(group: int) -> None:
+    torch.manual_seed(0)
+    trunk, x = CausalTransformer(16, 2, 2, 0.0, group).double(), torch.randn(3, 16, 16, dtype=torch.float64)
+    with torch.no_grad():
+        cache = trunk.cache(16, x)
+        parts = torch.cat([trunk(part, cache) for part in x.split([4, 8, 4], 1)], 1)
+        torch.testing.assert_close(parts, trunk(x), atol=1e-10, rtol=0)
 
 
 def test_frames_of_latents_continue_as_in_the_whole_pass() -> None:
@@ -187,9 +210,10 @@ def test_frames_of_latents_continue_as_in_the_whole_pass() -> None:
     torch.testing.assert_close(forecaster(out, clock)[0][:, 0], out[:, 1], atol=1e-10, rtol=0)
 
 
-def test_at_the_start_all_codes_are_alike_and_one_sequence_can_be_learnt() -> None:
+@pytest.mark.parametrize("whole", [False, True])
+def test_at_the_start_all_codes_are_alike_and_one_sequence_can_be_learnt(whole: bool) -> None:
     torch.manual_seed(0)
-    forecaster = IndexTransformer(256, 4, 7, 32, 2, 2, 0.0)
+    forecaster = IndexTransformer(256, 4, 7, 32, 2, 2, 0.0, whole)
     codes, clock = torch.randint(0, 256, (1, 5, 4)), torch.randn(1, 5, 7)
 
     def entropy() -> Tensor:

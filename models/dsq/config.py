@@ -35,7 +35,7 @@ class DsqConfig(LatentSizes):
     centred: bool  # codes do not carry the mean of the latents
     match_weight: float = Field(default=1.0, ge=0)  # of the distance between sparse and dense latents before quantisation
     # time
-    head: Literal["index", "regress"]
+    head: Literal["index", "frame", "regress"]  # the next code, all codes of the next frame at once, or its latents
     width: int = Field(default=384, ge=1)
     depth: int = Field(default=6, ge=1)
     heads: int = Field(default=6, ge=1)
@@ -45,7 +45,7 @@ class DsqConfig(LatentSizes):
     horizon: int = Field(default=20, ge=1)  # frames that count as 1 in the time features
     time_bands: int = Field(default=16, ge=1)
     dense_start: float = Field(default=0.5, ge=0, le=1)  # share of training windows whose frame 0 is dense
-    # answers of the index head
+    # answers of heads that foresee codes
     temperature: float = Field(default=0.0, ge=0)  # 0: the likeliest code each time
     members: int = Field(default=1, ge=1)  # forecasts that are sampled
     seed: int = 0  # of the sampling
@@ -67,5 +67,5 @@ class DsqConfig(LatentSizes):
         if self.members > 1 and not sampled:
             raise ValueError(f"members is {self.members}, but at temperature 0 all are the same: set temperature above 0")
         if self.head == "regress" and (sampled or self.soft_decode):
-            raise ValueError("temperature and soft_decode belong to head index: head regress has no probabilities")
+            raise ValueError("temperature and soft_decode belong to heads index and frame: head regress has no probabilities")
         return self

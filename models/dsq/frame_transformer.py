@@ -1,5 +1,5 @@
-"""Decoder-only transformers that continue a sequence of frames: code by code (`IndexTransformer`), or latents by latents
-(`RegressTransformer`). At inference keys and values of what came before are kept, so a step costs one token.
+"""Decoder-only transformers that continue a sequence of frames: in codes, one by one or a frame at a time (`IndexTransformer`), or in
+latents (`RegressTransformer`). At inference keys and values of what came before are kept, so a step costs the tokens it adds.
 
 Shapes::
 
@@ -26,7 +26,7 @@ class Cache:
 
 
 class CausalBlock(nn.Module):
-    """Pre-norm self-attention to this token and those before it, then a feed-forward of four times the width."""
+    """Pre-norm self-attention to what a token may see, then a feed-forward of four times the width."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -35,37 +35,46 @@ class CausalBlock(nn.Module):
         self.query_key_value, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.ffn = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width))
 
-    def forward(self, x: Tensor, cache: Cache | None, layer: int) -> Tensor:
-        """x [R,n,d]: all tokens, or with a cache those that follow the ones in it."""
+    def forward(self, x: Tensor, seen: Tensor | None, causal: bool, cache: Cache | None, layer: int) -> Tensor:
+        """x [R,n,d]: all tokens, or with a cache those that follow the ones in it. `seen` [n,tokens] and `causal` as in
+        scaled_dot_product_attention."""
         query, key, value = self.query_key_value(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        before, n = 0, x.shape[1]
         if cache is not None:
-            before = cache.filled
-            cache.key[layer, :, :, before : before + n], cache.value[layer, :, :, before : before + n] = key, value
-            key, value = cache.key[layer, :, :, : before + n], cache.value[layer, :, :, : before + n]
-        mask = torch.ones(n, before + n, dtype=torch.bool, device=x.device).tril(before) if before and n > 1 else None
-        read = F.scaled_dot_product_attention(query, key, value, mask, is_causal=before == 0)
+            now = slice(cache.filled, cache.filled + x.shape[1])
+            cache.key[layer, :, :, now], cache.value[layer, :, :, now] = key, value
+            key, value = cache.key[layer, :, :, : now.stop], cache.value[layer, :, :, : now.stop]
+        read = F.scaled_dot_product_attention(query, key, value, seen, is_causal=causal)
         x = x + self.dropout(self.out(read.transpose(1, 2).flatten(-2)))
         return x + self.dropout(self.ffn(self.norm_ffn(x)))
 
 
 class CausalTransformer(nn.Module):
-    """x [R,n,d] -> [R,n,d]; what comes out at a token depends on it and those before it."""
+    """x [R,n,d] -> [R,n,d]. Tokens come in groups of `group`; what comes out at one depends on all of its group and those before it."""
 
-    def __init__(self, width: int, depth: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, depth: int, heads: int, dropout: float, group: int = 1) -> None:
         super().__init__()
-        self.width, self.heads = width, heads
+        self.width, self.heads, self.group = width, heads, group
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(CausalBlock(width, heads, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        """With a cache, x follows whole groups."""
+        n, before = x.shape[1], 0 if cache is None else cache.filled
+        several = n > self.group  # one group alone sees all that is there
+        causal = several and self.group == 1 and before == 0
+        seen = self._seen(n, before, x.device) if several and not causal else None
         x = self.dropout(x)
         for layer, block in enumerate(self.blocks):
-            x = block(x, cache, layer)
+            x = block(x, seen, causal, cache, layer)
         if cache is not None:
-            cache.filled += x.shape[1]
+            cache.filled += n
         return self.norm(x)
+
+    def _seen(self, n: int, before: int, device: torch.device) -> Tensor:
+        """[n,before+n]: the tokens that each of the last n sees, the same in all layers."""
+        group = torch.arange(before + n, device=device) // self.group
+        return group <= group[before:].unsqueeze(-1)
 
     def cache(self, length: int, like: Tensor) -> Cache:
         """An empty cache for rows like `like` [R,...]."""
@@ -73,14 +82,15 @@ class CausalTransformer(nn.Module):
 
 
 class IndexTransformer(nn.Module):
-    """The next code, given all codes before it."""
+    """The next code, given all before it; with `whole` all codes of the next frame in one step, each from the same place of the frame
+    before, so that given the past they are independent of each other."""
 
-    def __init__(self, codes: int, per_frame: int, clock: int, width: int, depth: int, heads: int, dropout: float) -> None:
+    def __init__(self, codes: int, per_frame: int, clock: int, width: int, depth: int, heads: int, dropout: float, whole: bool) -> None:
         super().__init__()
-        self.per_frame = per_frame
+        self.per_frame, self.step = per_frame, per_frame if whole else 1
         self.code, self.slot = nn.Embedding(codes, width), nn.Embedding(per_frame, width)
         self.clock = nn.Linear(clock, width)
-        self.trunk = CausalTransformer(width, depth, heads, dropout)
+        self.trunk = CausalTransformer(width, depth, heads, dropout, self.step)
         self.head = nn.Linear(width, codes)
         for table in (self.code, self.slot, self.head):  # small, so that at the start every code is as likely as any other
             nn.init.normal_(table.weight, std=0.02)
@@ -88,34 +98,32 @@ class IndexTransformer(nn.Module):
 
     def forward(self, codes: Tensor, clock: Tensor) -> Tensor:
         """codes [R,1+K,G] and clock [R,1+K,f] -> logits [R,K,G,V] of frames 1..K, each from the codes before it."""
-        token = self._token(codes, clock).flatten(1, 2)[:, :-1]
-        return self.head(self.trunk(token)[:, self.per_frame - 1 :]).unflatten(1, (-1, self.per_frame))
+        token = self.code(codes.flatten(1)) + self._place(clock)
+        out = self.trunk(token[:, : -self.step])[:, self.per_frame - self.step :]
+        return self.head(out).unflatten(1, (-1, self.per_frame))
 
     @torch.no_grad()
     def continued(self, first: Tensor, clock: Tensor, choose: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """first [R,G] codes of frame 0, clock [R,1+K,f] -> codes [R,1+K,G] and the probabilities [R,K,G,V] they were chosen from.
 
-        `choose` takes logits [R,V] to codes [R]; it is asked frame by frame, place by place.
+        `choose` takes logits [R,n,V] to codes [R,n]; it is asked step by step, n being 1 or G.
         """
-        frames, probabilities = [first], []
-        ahead = clock.shape[1] - 1
-        cache = self.trunk.cache((1 + ahead) * self.per_frame, self.head.weight.new_empty(len(first)))
-        logits = self.head(self.trunk(self._token(first.unsqueeze(1), clock[:, :1]).squeeze(1), cache)[:, -1])
-        for k in range(1, ahead + 1):
-            chosen, likely = [], []
-            for place in range(self.per_frame):
-                chosen.append(choose(logits))
-                likely.append(logits.softmax(-1))
-                if k < ahead or place + 1 < self.per_frame:
-                    token = self.code(chosen[-1]) + self.slot.weight[place] + self.clock(clock[:, k])
-                    logits = self.head(self.trunk(token.unsqueeze(1), cache)[:, -1])
-            frames.append(torch.stack(chosen, 1))
-            probabilities.append(torch.stack(likely, 1))
-        none = logits.new_zeros(len(first), 0, self.per_frame, logits.shape[-1])
-        return torch.stack(frames, 1), torch.stack(probabilities, 1) if probabilities else none
+        place, given = self._place(clock), self.per_frame
+        codes = first.new_empty(place.shape[:2])
+        likely = place.new_empty(len(first), place.shape[1] - given, self.head.out_features)
+        codes[:, :given] = first
+        cache, token = self.trunk.cache(place.shape[1], place), self.code(first) + place[:, :given]
+        for start in range(given, place.shape[1], self.step):
+            now = slice(start, start + self.step)
+            logits = self.head(self.trunk(token, cache)[:, -self.step :])
+            likely[:, start - given : now.stop - given] = logits.softmax(-1)
+            codes[:, now] = choose(logits)
+            token = self.code(codes[:, now]) + place[:, now]
+        return codes.unflatten(1, (-1, given)), likely.unflatten(1, (-1, given))
 
-    def _token(self, codes: Tensor, clock: Tensor) -> Tensor:
-        return self.code(codes) + self.slot.weight + self.clock(clock).unsqueeze(-2)
+    def _place(self, clock: Tensor) -> Tensor:
+        """[R,(1+K)G,d] of clock [R,1+K,f]: what a token is told of its place in the frame, and of the frame's time."""
+        return (self.slot.weight + self.clock(clock).unsqueeze(-2)).flatten(1, 2)
 
 
 class RegressTransformer(nn.Module):

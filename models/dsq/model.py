@@ -71,10 +71,11 @@ class Dsq(FieldModel):
         self.calendar = bool(info.time_origin) and info.time_unit == "h"
         clock = self.time.width + 2 * len(_CYCLES) * self.calendar
         self.forecaster: IndexTransformer | RegressTransformer
-        if c.head == "index":
-            self.forecaster = IndexTransformer(c.codes, c.codes_per_frame, clock, c.width, c.depth, c.heads, c.dropout)
-        else:
+        if c.head == "regress":
             self.forecaster = RegressTransformer(c.latents, c.channels, c.projection, clock, c.width, c.depth, c.heads, c.dropout)
+        else:
+            whole = c.head == "frame"
+            self.forecaster = IndexTransformer(c.codes, c.codes_per_frame, clock, c.width, c.depth, c.heads, c.dropout, whole)
         self.begin(self.phases[0])
 
     def begin(self, phase: str) -> None:
@@ -252,17 +253,17 @@ class Dsq(FieldModel):
         return vectors
 
     def _chooser(self, members: int) -> Any:
-        """Logits [E*B,V] -> codes [E*B]: the likeliest, or a draw. Noise has its own generator and is shared by the windows of a batch, so
-        a forecast depends neither on them nor on torch's random state."""
+        """Logits [E*B,n,V] -> codes [E*B,n]: the likeliest, or a draw. Noise has its own generator and is shared by the windows of a
+        batch, so a forecast depends neither on them nor on torch's random state."""
         temperature = self.config.temperature
         if temperature == 0:
             return lambda logits: logits.argmax(-1)
         generator = torch.Generator().manual_seed(self.config.seed)
 
         def draw(logits: Tensor) -> Tensor:
-            uniform = torch.rand(members, 1, logits.shape[-1], generator=generator, dtype=torch.float64).clamp(min=1e-300)
+            uniform = torch.rand(members, 1, *logits.shape[1:], generator=generator, dtype=torch.float64).clamp(min=1e-300)
             gumbel = -(-uniform.log()).log().to(logits)
-            return (logits.unflatten(0, (members, -1)) / temperature + gumbel).argmax(-1).flatten()
+            return (logits.unflatten(0, (members, -1)) / temperature + gumbel).argmax(-1).flatten(0, 1)
 
         return draw
 
