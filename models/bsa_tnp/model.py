@@ -64,7 +64,7 @@ MODES: dict[str, dict[str, Any]] = {
     },
 }
 _POINTS = 1 << 13  # query points that predict holds at a time; bounds its memory
-_SPACE_REACH, _TIME_REACH = (1.0, 0.1), (10.0, 1.0)  # of spread bases: half the domain to a twentieth of it; ten time units to one
+_TIME_REACH = (10.0, 1.0)  # of spread bases, in time units
 _SLOPE_REACH = (4.0, 0.5)  # of heads with slopes, the distance over which a logit falls by 1: twice the domain to a quarter of it
 _SCALE = 1e-6  # the least standard deviation of a background
 
@@ -91,6 +91,7 @@ class BsaTnpConfig(BaseModel):
     head: Literal["gaussian", "categorical"] = "gaussian"  # categorical: where the variables are classes
     serving: Literal["tiled", "flex"] = "tiled"  # back end of predict; flex pays off in contexts of thousands of points
     spread_bases: bool
+    reach: tuple[float, float] = (1.0, 0.1)  # of spread bases in space, the longest and the shortest length, in model units
     slopes: bool  # space also has a bias that falls with distance without end
     softmax_floor: bool
     zero_head: bool
@@ -106,6 +107,8 @@ class BsaTnpConfig(BaseModel):
     def _consistent(self) -> BsaTnpConfig:
         if self.causal and not self.time_bases:
             raise ValueError("causal works by time distance: set time_bases to 1 or more")
+        if not self.reach[0] >= self.reach[1] > 0:
+            raise ValueError(f"reach is the longest and the shortest length of the bases, found {list(self.reach)}")
         if self.minimum_std >= 1:
             raise ValueError(f"minimum_std must be below 1, found {self.minimum_std}")
         return self
@@ -323,7 +326,7 @@ class KRBlock(nn.Module):
         self.key, self.value = nn.Linear(c.width, inner), nn.Linear(c.width, inner)
         self.ffn = _mlp(c.width, c.factor * c.width, c.width)
         unit = info.half_extent if c.metric == "great_circle" else 1.0
-        far, near = _SPACE_REACH
+        far, near = c.reach
         self.space = DistanceBias(
             c.heads, c.space_bases, c.space, c.metric, info.period, (far * unit, near * unit) if c.spread_bases else None
         )
