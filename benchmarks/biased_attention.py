@@ -33,7 +33,7 @@ HEADS, WIDTH, ROUNDS = 4, 32, 5
 SIDES: tuple[tuple[Backend, bool], ...] = (("dense", True), ("tiled", True), ("dense", False), ("tiled", False), ("flex", False))
 SIZES: dict[str, dict[str, tuple[int, ...]]] = {  # points of the attention; points of the context, then queries
     "small": {"attention": (1024,), "serving": (500, 4000, 16_000, 32_000)},
-    "cpu": {"attention": (2048, 8192), "serving": (10_000, 1000, 10_000, 100_000)},
+    "cpu": {"attention": (2048, 4096), "serving": (10_000, 1000, 10_000, 100_000)},
     "gpu": {"attention": (2048, 16_384), "serving": (100_000, 10_000, 100_000, 1_000_000)},
 }
 
