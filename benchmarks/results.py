@@ -47,7 +47,7 @@ def markdown(table: Table, variable: str, stratum: str, metric: str) -> str:
     name = metrics.METRICS[metric].title
     what = f"{name[:1].upper()}{name[1:]} of {variable}{f' in {unit}' if unit else ''}"
     lines = [f"{what}, {scores.STRATA[stratum]}, by lead{f' in{time}' if time else ''}:", ""]
-    lines += ["| model |" + "".join(f" {lead:g} |" for lead in leads), "|---|" + "---|" * len(leads)]
+    lines += ["| model |" + "".join(f" {lead:.4g} |" for lead in leads), "|---|" + "---|" * len(leads)]
     ties = {lead: level(table, variable, stratum, metric, lead) for lead in leads} if metrics.METRICS[metric].best == "low" else {}
     for name in (*table.baselines, *table.models):
         if any((name, lead) in cells for lead in leads):
