@@ -274,6 +274,7 @@ def test_bases_start_equal_or_at_scales_of_their_own(form: Form) -> None:
         assert weight.shape == (2, count)
         assert (weight == start).all()
     spread = DistanceBias(2, count, form, reach=(2.0, 0.1))
+    assert all(weight.ndim == 1 for weight in spread.weights)  # weight decay pulls matrices
     if form == "scalar":
         torch.testing.assert_close(spread(*places).weights[0], torch.tensor([[-0.5], [-10.0]]))
         return

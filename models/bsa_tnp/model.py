@@ -24,7 +24,7 @@ What differs from the paper, `mode: paper` as well as `improved`:
 - on a torus distances are the shortest way round.
 
 `improved` also: bases start at different length scales and learn their logarithms; every head has a slope beside them, which falls with
-distance without end, so that a larger domain adds no weight far away; no floor under the softmax sum, and a query that sees
+distance without end, so that a larger domain adds less weight far away; no floor under the softmax sum, and a query that sees
 nothing gets the background, or mean 0 and deviation 1, exactly; the head starts at zero; deviations are at least 1e-3; tokens hold their
 time relative to the last context frame. That last one is a difference, so the model stays invariant; without it the lead is invisible to a
 context of one frame, as one time distance for all keys shifts all logits alike. Every one of these is a key of `Config` of its own.

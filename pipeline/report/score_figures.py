@@ -143,7 +143,7 @@ def able(table: Table, model: str, metric: str) -> bool:
 def _leaders(table: Table, metric: str, variable: str, stratum: str) -> set[str]:
     """The first model and the first baseline by that metric."""
     order = list(ranking(table, metric, variable, stratum)["model"])
-    return {name for side in (table.models, table.baselines) for name in [n for n in order if n in side][:1]}
+    return {next(name for name in order if name in side) for side in (table.models, table.baselines) if {*order} & {*side}}
 
 
 def _telling(rows: pd.DataFrame, stratum: str) -> pd.DataFrame:
@@ -153,10 +153,10 @@ def _telling(rows: pd.DataFrame, stratum: str) -> pd.DataFrame:
 
 
 def _curve(axes: Axes, part: pd.DataFrame, label: str, line: Mapping[str, Any], alpha: float) -> None:
-    """`value` by lead with its 95 % band; a bar where there is one lead."""
-    if len(part) > 1:
+    """`value` by lead with its 95 % band (an alpha of 0: none); a bar where there is one lead."""
+    if len(part) > 1 and alpha:
         axes.fill_between(part["lead"], part["low"], part["high"], color=line["color"], alpha=alpha, linewidth=0)
-    else:
+    elif len(part) == 1:
         _whisker(axes, part["lead"], part, line)
     axes.plot(part["lead"], part["value"], label=label, **line)
 
